@@ -1,0 +1,279 @@
+"""Batch: the columns of one sample, all series of a target side by side, frozen.
+
+Rows stand in three sections: measured, computed, constant; within each, record by record in the order of
+the subjects' names.  A Plan says what the rows are; it is made anew only when a record comes, goes or changes
+its shape, and it reuses each unchanged record's own columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from .fields import Constant, Declaration, Field, Kind, Ratio, escape_label_value
+from .layout import Compiler, Layout
+from .snapshot import Record, Snapshot, Subject, Value
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+
+_RATIOS = {ratio: number for number, ratio in enumerate(Ratio)}
+
+
+def ratio_number(ratio: Ratio) -> int:
+    """The number under which ``Plan.formula_ratio`` holds a Ratio."""
+    return _RATIOS[ratio]
+
+
+class Catalogue:
+    """The families in page order, with the place of each by name."""
+
+    def __init__(self, declarations: Sequence[Declaration]) -> None:
+        by_name: dict[str, Declaration] = {}
+        for declaration in declarations:
+            by_name.setdefault(declaration.name, declaration)
+        self.families = tuple(declaration.family for declaration in by_name.values())
+        self.place = {family.name: place for place, family in enumerate(self.families)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """What the rows of a Layout are, whoever's they are; one array place a row of its section."""
+
+    measured_family: Integers
+    divisor: Floats  # libvirt's value / divisor = base unit: dividing rounds once, 1e-9 as a factor twice
+    counter: Booleans
+    identity: Booleans
+    zero_is_unknown: Booleans
+    instance: Integers  # local number of the device; 0 is the record itself
+    instances: int
+    formula_family: Integers
+    formula_ratio: Integers
+    numerator: Integers
+    denominator: Integers
+    formula_scale: Floats
+    formula_at_most: Floats
+
+    @classmethod
+    def of(cls, layout: Layout, catalogue: Catalogue) -> Columns:
+        fields = [row.declaration for row in layout.measured]
+        return cls(
+            _integers(catalogue.place[f.name] for f in fields),
+            np.array([_divisor(f.scale) for f in fields if isinstance(f, Field)], dtype=np.float64),
+            np.array([f.kind is Kind.COUNTER for f in fields], dtype=np.bool_),
+            np.array([isinstance(f, Field) and f.identity for f in fields], dtype=np.bool_),
+            np.array([isinstance(f, Field) and f.zero_is_unknown for f in fields], dtype=np.bool_),
+            _integers(row.instance for row in layout.measured), layout.instances,
+            _integers(catalogue.place[f.row.declaration.name] for f in layout.formulas),
+            _integers(_RATIOS[f.ratio] for f in layout.formulas),
+            _integers(f.numerator for f in layout.formulas),
+            _integers(f.denominator for f in layout.formulas),
+            np.array([f.scale for f in layout.formulas], dtype=np.float64),
+            np.array([f.at_most for f in layout.formulas], dtype=np.float64))
+
+
+def _integers(values: object) -> Integers:
+    return np.array(list(values), dtype=np.int64)  # type: ignore[call-overload]
+
+
+def _divisor(scale: float) -> float:
+    return float(round(1 / scale)) if scale < 1 else 1 / scale
+
+
+class Placement:
+    """One record's rows: its subject, source and shape.  Never changed; another shape is another Placement."""
+
+    __slots__ = ("columns", "constant_family", "constant_rows", "constant_values", "constants", "layout", "names",
+                 "source", "subject")
+
+    def __init__(self, record: Record, layout: Layout, columns: Columns, catalogue: Catalogue) -> None:
+        self.subject: Subject = record.subject
+        self.source = record.source
+        self.layout = layout
+        self.columns = columns
+        self.names = layout.names(record.stats)
+        self.constants = record.constants
+        known = [c for c in record.constants if c.name in catalogue.place]
+        rows = [(row.declaration.name, row.before, value) for row, value in layout.constants]
+        rows += [(c.name, _render(c), c.value) for c in known]
+        self.constant_rows = [(name, labels) for name, labels, _ in rows]
+        self.constant_family = _integers(catalogue.place[name] for name, _, _ in rows)
+        self.constant_values = np.array([value for _, _, value in rows], dtype=np.float64)
+
+    def holds(self, record: Record) -> bool:
+        """Whether the record still has this subject (identity and labels), constants and shape."""
+        return ((record.subject is self.subject or record.subject == self.subject)
+                and record.constants is self.constants and self.layout.fits(record.stats)
+                and self.layout.names(record.stats) == self.names)
+
+    def prefixes(self) -> tuple[list[str], list[str], list[str]]:
+        """``name{labels} `` of each row, by section: made once a Plan, for the page."""
+        own = ",".join(f'{name}="{escape_label_value(value)}"' for name, value in self.subject.labels)
+        names = tuple(escape_label_value(str(name)) for name in self.names)
+        return ([_prefix(row.declaration.name, own, row.labels(names)) for row in self.layout.measured],
+                [_prefix(f.row.declaration.name, own, f.row.labels(names)) for f in self.layout.formulas],
+                [_prefix(name, own, labels) for name, labels in self.constant_rows])
+
+    def series(self) -> list[tuple[str, str]]:
+        """(family name, labels behind the subject's) of each measured row: what a row is in any shape."""
+        names = tuple(str(name) for name in self.names)
+        return [(row.declaration.name, row.labels(names)) for row in self.layout.measured]
+
+
+def _prefix(name: str, own: str, labels: str) -> str:
+    inside = f"{own},{labels}" if own and labels else own or labels
+    return f"{name}{{{inside}}} " if inside else f"{name} "
+
+
+def _render(constant: Constant) -> str:
+    return ",".join(f'{name}="{escape_label_value(value)}"' for name, value in constant.labels)
+
+
+class Plan:
+    """What each row of a Batch is.  Frozen; two Batches of one Plan can be compared row by row."""
+
+    def __init__(self, placements: tuple[Placement, ...], catalogue: Catalogue) -> None:
+        self.placements = placements
+        self.catalogue = catalogue
+        columns = [p.columns for p in placements]
+        self.measured_counts = _integers(len(c.measured_family) for c in columns)
+        self.formula_counts = _integers(len(c.formula_family) for c in columns)
+        self.measured_start = _starts(self.measured_counts)
+        self.formula_start = _starts(self.formula_counts)
+        self.measured = int(self.measured_counts.sum())
+        self.formulas = int(self.formula_counts.sum())
+        self.divisor = _join([c.divisor for c in columns])
+        self.counter = _join([c.counter for c in columns]).astype(np.bool_)
+        self.identity = _join([c.identity for c in columns]).astype(np.bool_)
+        self.zero_is_unknown = _join([c.zero_is_unknown for c in columns]).astype(np.bool_)
+        self.placement_of_row = np.repeat(np.arange(len(columns)), self.measured_counts)
+        instance_start = _starts(_integers(c.instances for c in columns))
+        self.instances = int(sum(c.instances for c in columns))
+        self.record_instance = instance_start[:-1]
+        self.instance = _join([c.instance for c in columns]).astype(np.int64) + instance_start[self.placement_of_row]
+        offset = np.repeat(self.measured_start[:-1], self.formula_counts)
+        self.formula_ratio = _join([c.formula_ratio for c in columns]).astype(np.int64)
+        self.numerator = _join([c.numerator for c in columns]).astype(np.int64) + offset
+        self.denominator = _join([c.denominator for c in columns]).astype(np.int64) + offset
+        self.formula_scale = _join([c.formula_scale for c in columns])
+        self.formula_at_most = _join([c.formula_at_most for c in columns])
+        self.constant_values = _join([p.constant_values for p in placements])
+
+    @cached_property
+    def family_of_row(self) -> Integers:
+        """Place of each row's family in the catalogue: measured, computed, constant rows one after the other."""
+        sections = ([p.columns.measured_family for p in self.placements],
+                    [p.columns.formula_family for p in self.placements],
+                    [p.constant_family for p in self.placements])
+        return _join([part for section in sections for part in section]).astype(np.int64)
+
+    @cached_property
+    def index(self) -> dict[Placement, int]:
+        return {placement: place for place, placement in enumerate(self.placements)}
+
+    @property
+    def rows(self) -> int:
+        """Number of series there would be if nothing were absent."""
+        return self.measured + self.formulas + len(self.constant_values)
+
+
+def _starts(counts: Integers) -> Integers:
+    return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)))
+
+
+def _join(parts: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.float64]:
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One sample's measured values.
+
+    ``raw``: float64, one a measured row, in libvirt's unit, NaN where absent.  ``times_s``: monotonic time of
+    each placement's record.  Both are read-only arrays; rows are those of ``plan``.  ``wall_time_s`` is the
+    sample's time since the epoch, ``ended_s`` the monotonic time at which it was whole.
+    """
+
+    plan: Plan
+    raw: Floats
+    times_s: Floats
+    sequence: int
+    wall_time_s: float
+    ended_s: float
+    up: bool
+
+    @property
+    def scaled(self) -> Floats:
+        """The measured values in base units."""
+        scaled: Floats = self.raw / self.plan.divisor
+        return scaled
+
+
+class Builder:
+    """Turns Snapshots into Batches; keeps the placements between samples.  One thread at a time."""
+
+    def __init__(self, compiler: Compiler) -> None:
+        self.compiler = compiler
+        self.catalogue = Catalogue(compiler.declarations)
+        self._placements: dict[tuple[tuple[str | int, ...], str], Placement] = {}
+        self._columns: dict[int, tuple[Layout, Columns]] = {}
+        self.plan = Plan((), self.catalogue)
+
+    def batch(self, snapshot: Snapshot) -> Batch:
+        """The Batch of a Snapshot.  No value, however odd, makes it fail: what is no number is absent."""
+        records = _ordered(snapshot.records)
+        placements = tuple(self._place(record) for record in records)
+        if placements != self.plan.placements:
+            self.plan = Plan(placements, self.catalogue)
+            self._placements = {(p.subject.key, p.source): p for p in placements}
+            used = {id(p.layout) for p in placements}
+            self._columns = {key: value for key, value in self._columns.items() if key in used}
+        plan = self.plan
+        raw = _floats([p.layout.values(r.stats) for p, r in zip(placements, records, strict=True)], plan.measured)
+        with np.errstate(invalid="ignore"):
+            absent = ~(np.isfinite(raw) & (raw >= 0)) | (plan.zero_is_unknown & (raw == 0))
+        raw[absent] = np.nan
+        times = np.array([record.sampled_at_s for record in records], dtype=np.float64)
+        raw.flags.writeable = times.flags.writeable = False
+        return Batch(plan, raw, times, snapshot.sequence, snapshot.wall_time_s, snapshot.ended_s, snapshot.up)
+
+    def _place(self, record: Record) -> Placement:
+        known = self._placements.get((record.subject.key, record.source))
+        if known is not None and known.holds(record):
+            return known
+        layout = self.compiler.layout(record.stats)
+        kept = self._columns.get(id(layout))
+        if kept is None:
+            kept = self._columns[id(layout)] = (layout, Columns.of(layout, self.catalogue))
+        return Placement(record, layout, kept[1], self.catalogue)
+
+
+def _ordered(records: Sequence[Record]) -> list[Record]:
+    """Records by subject kind, labels and source; of two with the same, which would double series, the later."""
+    chosen = {(r.subject.kind, r.subject.labels, r.source): r for r in records}
+    return [chosen[key] for key in sorted(chosen)]
+
+
+def _floats(tuples: Sequence[tuple[Value, ...]], count: int) -> Floats:
+    flat = list(chain.from_iterable(tuples))
+    try:
+        return np.array(flat, dtype=np.float64).reshape(count)
+    except (TypeError, ValueError, OverflowError):
+        return np.array([_float(value) for value in flat], dtype=np.float64)
+
+
+def _float(value: object) -> float:
+    """``value`` as a float, NaN where it is none: one odd value costs its own series only."""
+    if not isinstance(value, int | float):
+        return float("nan")
+    try:
+        return float(value)
+    except OverflowError:
+        return float("nan")
+

@@ -1,0 +1,147 @@
+"""libvirt's bulk statistics: which groups, one call for a few domains, what an answer in part looks like."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import libvirt
+
+from .connection import Session
+from .fields import Constant
+from .snapshot import Value
+
+# Numbers instead of the binding's constants: a binding built on an older library lacks the newer names.
+GROUP_BITS: Mapping[str, int] = {
+    "state": 1, "cpu-total": 2, "balloon": 4, "vcpu": 8, "interface": 16, "block": 32, "perf": 64, "iothread": 128,
+    "memory": 256, "dirtyrate": 512, "vm": 1024,
+}
+"""virDomainStatsTypes by libvirt's names."""
+SAFE_GROUPS = frozenset({"state", "interface", "perf", "memory"})
+"""Groups that never touch QEMU and take no job."""
+
+_NOWAIT = 1 << 29
+_CONTROL_JOB, _CONTROL_OCCUPIED = 1, 2
+
+
+def group_bits(groups: Iterable[str]) -> int:
+    """The bulk call's mask of the named groups."""
+    mask = 0
+    for group in groups:
+        mask |= GROUP_BITS[group]
+    return mask
+
+
+@dataclass(frozen=True, slots=True)
+class RosterEntry:
+    """A domain as the roster call saw it; ``id`` is -1 for an inactive one."""
+
+    uuid: str
+    id: int
+    name: str
+    stats: dict[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """All domains with their state, active and inactive, and the versions in play."""
+
+    sampled_at_s: float
+    entries: tuple[RosterEntry, ...]
+    versions: tuple[Constant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainStats:
+    """One domain's part of a bulk answer."""
+
+    uuid: str
+    id: int
+    name: str
+    stats: dict[str, Value]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkAnswer:
+    """A bulk answer for some domains; ``sampled_at_s`` was taken before the call."""
+
+    sampled_at_s: float
+    domains: tuple[DomainStats, ...]
+
+
+def read_roster(session: Session) -> Roster:
+    """Every domain's state, by one call that takes no job and never touches QEMU.
+
+    Only the state of inactive domains is asked for: their CPU times would be the daemon's own.
+    """
+    sampled_at_s = time.monotonic()
+    connection = session.connection
+    rows = connection.getAllDomainStats(GROUP_BITS["state"], 0)
+    entries = tuple(RosterEntry(d.UUIDString(), d.ID(), d.name(), stats) for d, stats in rows)
+    return Roster(sampled_at_s, entries, _versions(session))
+
+
+def _versions(session: Session) -> tuple[Constant, ...]:
+    connection = session.connection
+    try:
+        running, daemon = connection.getVersion(), connection.getLibVersion()
+    except libvirt.libvirtError:
+        return ()
+    return (Constant("libvirt_versions_info", (
+        ("hypervisor_running", _version(running)), ("libvirtd_running", _version(daemon)),
+        ("libvirt_library", _version(libvirt.getVersion())))),)
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def read_chunk(session: Session, uuids: Iterable[str], mask: int) -> ChunkAnswer:
+    """Bulk statistics of active domains, without waiting for jobs that others hold.
+
+    NOWAIT does not bound the call: it waits for as long as a QEMU hangs whose job is free (see ``lanes``).
+    """
+    domains = session.domains(uuids)
+    sampled_at_s = time.monotonic()
+    if not domains:
+        return ChunkAnswer(sampled_at_s, ())
+    rows = session.connection.domainListGetStats(domains, mask, _NOWAIT)
+    return ChunkAnswer(sampled_at_s, tuple(_domain_stats(domain, stats, mask) for domain, stats in rows))
+
+
+def _domain_stats(domain: libvirt.virDomain, stats: dict[str, Value], mask: int) -> DomainStats:
+    complete = is_complete(stats, mask)
+    stats["sample.complete"] = complete
+    stats["monitor.busy"] = 0
+    if not complete:
+        stats["sample.reason"], stats["monitor.busy"] = _reason(domain)
+    return DomainStats(domain.UUIDString(), domain.ID(), domain.name(), stats, complete)
+
+
+def is_complete(stats: Mapping[str, Value], mask: int) -> bool:
+    """Whether libvirt got the domain's job, told by the keys it can only give with it."""
+    if mask & GROUP_BITS["balloon"]:
+        return "balloon.rss" in stats
+    if mask & GROUP_BITS["block"]:
+        return not stats.get("block.count") or any(key.endswith(".rd.reqs") for key in stats)
+    return True
+
+
+def _reason(domain: libvirt.virDomain) -> tuple[str, float]:
+    """Why a domain answered in part, and the seconds its monitor has been busy; never waits (control info)."""
+    try:
+        state, _details, since_ms = domain.controlInfo()
+    except libvirt.libvirtError:
+        return "job", 0.0
+    if state == _CONTROL_OCCUPIED:
+        return "monitor", since_ms / 1000
+    return "job", 0.0
+
+
+def build_info(version: str) -> tuple[Constant, ...]:
+    """virtgauge_build_info's only series."""
+    labels = (("version", version), ("python_version", platform.python_version()))
+    return (Constant("virtgauge_build_info", labels),)

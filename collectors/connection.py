@@ -1,0 +1,138 @@
+"""Read-only libvirt connections: event loop, keepalive, opening with back-off.
+
+One of the modules that may import libvirt.  libvirt's event implementation is process-wide by its own design
+(virEventRegisterDefaultImpl cannot be undone), so its thread is started once and never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import libvirt
+
+KEEPALIVE_INTERVAL_S = 5
+KEEPALIVE_COUNT = 3
+BACK_OFF_FIRST_S = 0.1
+BACK_OFF_MOST_S = 2.0
+
+_loop_lock = threading.Lock()
+_loop_threads: list[threading.Thread] = []
+
+
+class ConnectionDownError(Exception):
+    """libvirt did not answer; the text is libvirt's own or says that the next attempt is not due yet."""
+
+
+def start_event_loop() -> None:
+    """Start libvirt's event loop in a thread of its own, once a process; needed by keepalive and events.
+
+    Must run before the first connection is opened (libvirt's rule).  Any thread.
+    """
+    with _loop_lock:
+        if _loop_threads:
+            return
+        libvirt.registerErrorHandler(_quiet, None)  # the default one prints each error to stderr
+        libvirt.virEventRegisterDefaultImpl()
+        # libvirt polls only what is registered; a timer keeps the loop turning when there is nothing else.
+        libvirt.virEventAddTimeout(1000, _tick, None)
+        thread = threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True)
+        _loop_threads.append(thread)
+        thread.start()
+
+
+def _quiet(_context: object, _error: object) -> None:
+    """libvirt's errors reach us as exceptions."""
+
+
+def _tick(_timer: int, _opaque: object) -> None:
+    """Nothing: see start_event_loop."""
+
+
+def _run_event_loop() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+def is_dead(error: libvirt.libvirtError, connection: Any) -> bool:
+    """Whether an error means that the connection is gone and must be opened anew."""
+    if error.get_error_domain() == libvirt.VIR_FROM_RPC or error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR:
+        return True
+    try:
+        return not connection.isAlive()
+    except libvirt.libvirtError:
+        return True
+
+
+class Opener:
+    """Opens read-only connections to one URI; after a failure the next attempt waits (0.1 s, doubled to 2 s).
+
+    Shared by all lanes of a target, so that a dead daemon is knocked at by one of them at a time.  Any thread.
+    ``uri`` None is libvirt's own choice (LIBVIRT_DEFAULT_URI or the local driver).
+    """
+
+    def __init__(self, uri: str | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.uri = uri
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._back_off_s = 0.0
+        self._next_attempt_s = 0.0
+        self._last_error = ""
+
+    def open(self) -> Any:
+        """A new virConnect.  Raises ConnectionDownError; may block for as long as the daemon does."""
+        with self._lock:
+            if self._clock() < self._next_attempt_s:
+                raise ConnectionDownError(self._last_error)
+        start_event_loop()
+        try:
+            connection = libvirt.openReadOnly(self.uri)
+        except libvirt.libvirtError as error:
+            with self._lock:
+                self._back_off_s = min(max(2 * self._back_off_s, BACK_OFF_FIRST_S), BACK_OFF_MOST_S)
+                self._next_attempt_s = self._clock() + self._back_off_s
+                self._last_error = str(error)
+            raise ConnectionDownError(str(error)) from error
+        with self._lock:
+            self._back_off_s = self._next_attempt_s = 0.0
+        with contextlib.suppress(libvirt.libvirtError):  # drivers without a daemon (test:///) have no keepalive
+            connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+        return connection
+
+
+class Session:
+    """One lane's connection with the domain objects found on it.  Used by the lane's thread only."""
+
+    def __init__(self, opener: Opener) -> None:
+        self._opener = opener
+        self._connection: Any = None
+        self._domains: dict[str, Any] = {}
+
+    @property
+    def connection(self) -> Any:
+        """The open virConnect, opened now if there is none.  Raises ConnectionDownError."""
+        if self._connection is None:
+            self._connection = self._opener.open()
+        return self._connection
+
+    def domains(self, uuids: Iterable[str]) -> list[Any]:
+        """This connection's virDomain objects of the uuids; those that are gone are left out.
+
+        libvirt's list calls take objects of one connection only; one listing finds all that are not known yet.
+        """
+        wanted = list(uuids)
+        if any(uuid not in self._domains for uuid in wanted):
+            flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
+            self._domains = {domain.UUIDString(): domain for domain in self.connection.listAllDomains(flags)}
+        return [self._domains[uuid] for uuid in wanted if uuid in self._domains]
+
+    def close(self) -> None:
+        """Close the connection; its domain objects go with it."""
+        self._domains = {}
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):  # it was dead already
+                connection.close()

@@ -1,0 +1,159 @@
+"""Target: one libvirt connection with its sampler and Batch; samples are fresh, shared and recorded.
+
+A request gets a sample no older than ``max_age_s``; requests that arrive while one is being taken share it, and
+the nearest of their deadlines is the sampling's.  A sample is recorded (it feeds rates and the archive) when at
+least 0.8 of the interval has passed since the last recorded one; a timer samples only when nobody asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from .batch import Batch, Builder, Floats, Plan
+from .derived import derived
+from .rates import carry, rates
+from .sampler import Sampler
+
+log = logging.getLogger(__name__)
+
+RECORD_AFTER = 0.8
+"""Share of the interval after which a sample is recorded: a scrape a little early must still count."""
+_TIMER_BUDGET_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """What a page is made of: a Batch and its computed rows (NaN where absent).  Frozen."""
+
+    batch: Batch
+    computed: Floats
+
+
+class Target:
+    """Owns the thread that samples.  ``request`` from any thread; ``stop`` ends the thread."""
+
+    def __init__(self, sampler: Sampler, builder: Builder, max_age_s: float, interval_s: float,
+                 on_record: Sequence[Callable[[Batch], None]] = ()) -> None:
+        self._sampler = sampler
+        self._builder = builder
+        self._max_age_s = max_age_s
+        self._interval_s = interval_s
+        self._on_record = on_record
+        self._condition = threading.Condition()
+        self._waiting: list[tuple[float, Future[View]]] = []
+        self._deadline_s = float("inf")
+        self._view: View | None = None
+        self._recorded: Batch | None = None
+        self._rates: Floats = np.empty(0)
+        self._plan: Plan = builder.plan
+        self._stopping = False
+        self._answered = False
+        self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
+
+    def start(self) -> None:
+        """Begin to sample: at once, then by request and by timer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the sampling in progress; does not wait for libvirt."""
+        with self._condition:
+            self._stopping = True
+            self._deadline_s = 0.0
+            self._condition.notify_all()
+
+    @property
+    def answered(self) -> bool:
+        """Whether libvirt has answered at least once."""
+        return self._answered
+
+    def page_series(self, count: int) -> None:
+        """Tell how many series the page had; the next sample carries the number."""
+        self._sampler.page_series = count
+
+    def request(self, timeout_s: float) -> Future[View]:
+        """A View no older than ``max_age_s``, done within about ``timeout_s`` (sampling ends with what it has)."""
+        future: Future[View] = Future()
+        now_s = time.monotonic()
+        with self._condition:
+            view = self._view
+            if view is not None and now_s - view.batch.ended_s <= self._max_age_s:
+                future.set_result(view)
+                return future
+            self._waiting.append((now_s + timeout_s, future))
+            self._deadline_s = min(self._deadline_s, now_s + timeout_s)
+            self._condition.notify_all()
+        return future
+
+    def _run(self) -> None:
+        next_timer_s = time.monotonic()
+        while True:
+            with self._condition:
+                while not self._stopping and not self._waiting and time.monotonic() < next_timer_s:
+                    self._condition.wait(next_timer_s - time.monotonic())
+                if self._stopping:
+                    return
+            try:
+                view = self._sample()
+            except Exception as error:  # a bug in one sample must not end sampling
+                log.exception("sampling failed")
+                self._fail(error)
+                next_timer_s = time.monotonic() + self._interval_s
+                continue
+            recorded_s = self._recorded.ended_s if self._recorded else view.batch.ended_s
+            next_timer_s = recorded_s + self._interval_s
+            if next_timer_s <= time.monotonic():
+                next_timer_s = time.monotonic() + self._interval_s
+
+    def _sample(self) -> View:
+        with self._condition:
+            self._deadline_s = min([time.monotonic() + _TIMER_BUDGET_S, *(limit for limit, _ in self._waiting)])
+        batch = self._builder.batch(self._sampler.sample(lambda: self._deadline_s))
+        self._answered = self._answered or batch.up
+        view = View(batch, self._computed(batch))
+        with self._condition:
+            self._view = view
+            waiting, self._waiting = self._waiting, []
+            self._deadline_s = float("inf")
+        for _, future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_result(view)
+        return view
+
+    def _fail(self, error: Exception) -> None:
+        with self._condition:
+            waiting, self._waiting = self._waiting, []
+        for _, future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    def _computed(self, batch: Batch) -> Floats:
+        """Rates of the last recorded pair, and what this one sample gives by itself."""
+        previous = self._recorded
+        if not batch.up:
+            self._rates = np.full(batch.plan.formulas, np.nan)
+        elif previous is None:
+            self._rates = np.full(batch.plan.formulas, np.nan)
+            self._record(batch)
+        elif batch.ended_s - previous.ended_s >= RECORD_AFTER * self._interval_s:
+            self._rates = rates(previous, batch)
+            self._record(batch)
+        else:
+            self._rates = carry(self._rates, self._plan, batch.plan)
+        self._plan = batch.plan
+        own = derived(batch)
+        return np.where(np.isnan(own), self._rates, own)
+
+    def _record(self, batch: Batch) -> None:
+        self._recorded = batch
+        for listener in self._on_record:
+            try:
+                listener(batch)
+            except Exception:  # the archive must not cost a scrape
+                log.exception("a recorded sample was not taken over")

@@ -1,0 +1,37 @@
+"""vCPUs: run time, steal and what each used of its pCPU."""
+
+from __future__ import annotations
+
+from .fields import NANOSECOND, Collector, Computed, Field, Kind, Ratio
+
+VCPU = Collector(
+    name="vcpu",
+    help="vCPU counts, run time, wait and steal time.",
+    groups=("vcpu",),
+    declarations=(
+        Field("vcpu.current", "libvirt_domain_info_virtual_cpus", Kind.GAUGE,
+              "Number of vCPUs that are online (libvirt vcpu.current, count).", archive="vcpus"),
+        Field("vcpu.maximum", "libvirt_domain_vcpu_maximum", Kind.GAUGE,
+              "Number of vCPUs that can be online (libvirt vcpu.maximum, count).", archive="vcpus_maximum"),
+        Field("vcpu.<n>.time", "libvirt_domain_vcpu_time_seconds_total", Kind.COUNTER,
+              "Seconds the vCPU's thread ran on the host (libvirt vcpu.<n>.time, nanoseconds).",
+              NANOSECOND, "vcpu", archive="vcpu_time_ns"),
+        Field("vcpu.<n>.wait", "libvirt_domain_vcpu_wait_seconds_total", Kind.COUNTER,
+              "Seconds the vCPU's thread waited on I/O or slept (libvirt vcpu.<n>.wait, nanoseconds); absent where "
+              "libvirt cannot read it and says 0.",
+              NANOSECOND, "vcpu", archive="vcpu_wait_ns", since="9.0.0", zero_is_unknown=True),
+        Field("vcpu.<n>.delay", "libvirt_domain_vcpu_delay_seconds_total", Kind.COUNTER,
+              "Seconds the vCPU's thread was ready to run and had no pCPU: steal (libvirt vcpu.<n>.delay, "
+              "nanoseconds).",
+              NANOSECOND, "vcpu", archive="vcpu_delay_ns", since="9.0.0"),
+        Field("vcpu.<n>.cpu", "libvirt_domain_vcpu_cpu", Kind.GAUGE,
+              "Number of the pCPU the vCPU's thread ran on last (thread's stat file, field 39, as vcpu.<n>.cpu, "
+              "number).", 1.0, "vcpu"),
+        Computed("libvirt_domain_vcpu_usage_ratio", Ratio.PER_SECOND, "vcpu.<n>.time",
+                 "Share of a pCPU that the vCPU used (rate of libvirt vcpu.<n>.time, ratio).",
+                 scale=NANOSECOND, label="vcpu", at_most=1.0),
+        Computed("libvirt_domain_vcpu_steal_ratio", Ratio.PER_SECOND, "vcpu.<n>.delay",
+                 "Share of time that the vCPU was ready and had no pCPU (rate of libvirt vcpu.<n>.delay, ratio).",
+                 scale=NANOSECOND, label="vcpu", at_most=1.0),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Everything of virtgauge that faces out: settings, page, archive, control."""

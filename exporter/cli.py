@@ -1,0 +1,129 @@
+"""The command `virtgauge`: finds the subcommand, and turns every error into one line and an exit status.
+
+A subcommand lives in a module of its own that is imported when it is called, so that `virtgauge exporter` loads
+only what it serves with.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+
+from exporter.errors import UsageError, VirtgaugeError
+from exporter.nearest import nearest
+from exporter.version import VERSION
+
+
+class _Entry(NamedTuple):
+    """Where a subcommand is built (`module:function`, called without arguments), and its line in the help."""
+
+    built_by: str
+    help: str
+
+
+COMMANDS = {
+    "exporter": _Entry("exporter.command_exporter:build", "Serve the metrics of this host's guests to Prometheus."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a subcommand only to run it; its help comes from the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name].built_by.partition(":")
+        command = getattr(importlib.import_module(module), function)()
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = nearest(args[0], COMMANDS)
+            raise UsageError(f"unknown command {args[0]!r}; the nearest is {near}; run 'virtgauge --help' for all")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+def version_option() -> click.Option:
+    """`--version`, for the program and for each subcommand that wants it."""
+
+    def show(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+        if wanted and not ctx.resilient_parsing:
+            click.echo(f"virtgauge {VERSION}")
+            ctx.exit()
+
+    return click.Option(
+        ["--version"], is_flag=True, expose_value=False, is_eager=True, callback=show, help="Show the version."
+    )
+
+
+def build() -> click.Group:
+    """The whole command line, without any subcommand imported."""
+    return _LazyGroup(
+        "virtgauge",
+        params=[version_option()],
+        help="Watches the virtual machines of a libvirt host and lets operators act on what it sees.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        invoke_without_command=True,
+        callback=_help_without_command,
+    )
+
+
+@click.pass_context
+def _help_without_command(ctx: click.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs `virtgauge` and exits: 0 success, 2 usage or settings, 1 any other error, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs `virtgauge` with `arguments` and returns the exit status; errors are told on stderr."""
+    try:
+        result = build().main(list(arguments), prog_name="virtgauge", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except VirtgaugeError as error:
+        _tell(str(error))
+        return error.exit_status
+    except click.ClickException as error:
+        _tell(_usage_message(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        # The reader went away (virtgauge --help | head); Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _tell(message: str) -> None:
+    for line in message.splitlines():
+        click.echo(f"virtgauge: error: {line}", err=True)
+
+
+def _usage_message(error: click.ClickException) -> str:
+    """click's own cause with our nearest neighbour and next step, in one line."""
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    command = ctx.command_path if ctx else "virtgauge"
+    next_step = f"run '{command} --help' for what there is"
+    if isinstance(error, click.NoSuchOption) and ctx:
+        flags = [flag for option in ctx.command.get_params(ctx) for flag in (*option.opts, *option.secondary_opts)]
+        return f"unknown flag {error.option_name}; the nearest is {nearest(error.option_name, flags)}; {next_step}"
+    return f"{error.format_message().rstrip('.')}; {next_step}"

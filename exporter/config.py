@@ -1,0 +1,121 @@
+"""The settings of virtgauge: declared once, spelled three ways.
+
+`sampling.max_age` is the flag `--sampling.max-age`, the YAML `sampling: {max_age: ...}` and the variable
+`VIRTGAUGE_SAMPLING_MAX_AGE`; flag wins over environment over file. Durations are seconds. A new setting is one
+field here; a new section is one class and one line in `Settings`. `exporter.setting_loading` reads them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from exporter.listening import ListenAddress
+from exporter.setting_types import (
+    Duration,
+    FilePath,
+    LibvirtUri,
+    ListenAddresses,
+    TelemetryPath,
+    parse_list,
+    parse_off,
+)
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, strict about types and keys."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class LibvirtSettings(Section):
+    uri: LibvirtUri | None = Field(
+        default=None,
+        description="libvirt connection URI, like qemu:///system.",
+        json_schema_extra={"default_text": "LIBVIRT_DEFAULT_URI, else qemu:///system"},
+    )
+
+
+class WebSettings(Section):
+    listen_address: ListenAddresses = Field(
+        default=(ListenAddress("", 9177),),
+        description="Address to listen on, :9177 or [::1]:9177; repeatable.",
+    )
+    telemetry_path: TelemetryPath = Field(default="/metrics", description="URL path of the metrics page.")
+    disable_exporter_metrics: bool = Field(default=False, description="Leave out the exporter's own process metrics.")
+
+
+class CollectorSettings(Section):
+    """`enabled` is what the switches add up to; `known` maps every collector's name to whether it is enabled."""
+
+    disable_defaults: bool = Field(default=False, description="Turn all collectors off that are not turned on by name.")
+    known: dict[str, bool] = Field(default_factory=dict, exclude=True)
+
+    @property
+    def enabled(self) -> frozenset[str]:
+        return frozenset(name for name, on in self.known.items() if on)
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warn", "error"] = Field(default="info", description="debug, info, warn or error.")
+    format: Literal["logfmt", "json"] = Field(default="logfmt", description="logfmt or json.")
+
+
+class ConfigSettings(Section):
+    file: FilePath | None = Field(
+        default=None, description="YAML file with settings.", json_schema_extra={"in_file": False}
+    )
+    check: bool = Field(
+        default=False, description="Check the settings, print them and exit.", json_schema_extra={"in_file": False}
+    )
+
+
+class SamplingSettings(Section):
+    max_age: Duration = Field(default=1.0, ge=0, le=60, description="A scrape gets a sample no older than this.")
+    interval: Duration = Field(default=15.0, ge=1, le=3600, description="Time between recorded samples.")
+    kernel: Annotated[Literal["auto", "off"], BeforeValidator(parse_off)] = Field(
+        default="auto",
+        description="auto reads CPU and interface counters from the kernel on a local host; off never does.",
+    )
+    lanes: int = Field(default=3, ge=2, le=4, description="Connections that sample at the same time, 2 to 4.")
+    chunk: int = Field(default=12, ge=8, le=16, description="Domains asked for by one call, 8 to 16.")
+
+
+class HostSettings(Section):
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What people see as this host's name.",
+        json_schema_extra={"default_text": "libvirt's host name"},
+    )
+
+
+class StateSettings(Section):
+    directory: FilePath = Field(
+        default=Path("/var/lib/virtgauge"),
+        description="Folder for what must survive a restart.",
+        json_schema_extra={"default_text": "/var/lib/virtgauge for root, else $XDG_STATE_HOME/virtgauge"},
+    )
+
+
+class CompatSettings(Section):
+    names: Annotated[tuple[Literal["tinkoff", "inovex", "kumina"], ...], BeforeValidator(parse_list)] = Field(
+        default=(),
+        description="Also write another exporter's names where they differ: tinkoff, inovex, kumina; repeatable.",
+    )
+
+
+class Settings(Section):
+    """All settings, checked; `load_settings` makes them. Frozen, so every thread may read them."""
+
+    libvirt: LibvirtSettings = LibvirtSettings()
+    web: WebSettings = WebSettings()
+    collector: CollectorSettings = CollectorSettings()
+    log: LogSettings = LogSettings()
+    config: ConfigSettings = ConfigSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    host: HostSettings = HostSettings()
+    state: StateSettings = StateSettings()
+    compat: CompatSettings = CompatSettings()

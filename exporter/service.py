@@ -1,0 +1,78 @@
+"""The composition root: builds the exporter from its settings and runs it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from collectors import COLLECTORS
+from collectors.batch import Builder
+from collectors.bulk import build_info
+from collectors.connection import Opener
+from collectors.events import EventListener
+from collectors.fields import Collector
+from collectors.inventory import Inventory
+from collectors.lanes import LanePool
+from collectors.layout import Compiler
+from collectors.sampler import Sampler
+from collectors.sampling import sampling
+from collectors.target import Target
+
+from .config import Settings
+from .metrics_app import exporter_application
+from .page import TargetPage, process_registry
+from .server import serve
+from .version import VERSION
+
+log = logging.getLogger(__name__)
+
+
+def collector_defaults() -> dict[str, bool]:
+    """Every known collector's name and whether it is on where nothing is said."""
+    return {collector.name: collector.default for collector in COLLECTORS}
+
+
+class Exporter:
+    """One target with its page, threads and connections; ``start`` and ``stop`` from the main thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        enabled = [c for c in COLLECTORS if c.name in settings.collector.enabled]
+        opener = Opener(settings.libvirt.uri)
+        self.inventory = Inventory()
+        self.events = EventListener(Opener(settings.libvirt.uri), self.inventory)
+        self.pool = LanePool(opener, settings.sampling.lanes)
+        own = sampling(enabled)
+        compiler = Compiler([own, *enabled])
+        builder = Builder(compiler)
+        sampler = Sampler(self.pool, self.inventory, enabled, settings.sampling.chunk, build_info(VERSION))
+        self.target = Target(sampler, builder, settings.sampling.max_age, settings.sampling.interval)
+        registry = None if settings.web.disable_exporter_metrics else process_registry()
+        self.page = TargetPage(self.target, builder.catalogue.families, families_of([own, *enabled]), registry)
+
+    def start(self) -> None:
+        """Start the threads; libvirt need not be there yet."""
+        self.events.start()
+        self.target.start()
+
+    def stop(self) -> None:
+        """End threads and connections; waits for none that libvirt holds up."""
+        self.target.stop()
+        self.events.stop()
+        self.page.close()
+        self.pool.stop()
+
+
+def families_of(collectors: Iterable[Collector]) -> dict[str, frozenset[str]]:
+    """Names of each collector's families, for collect[]."""
+    return {collector.name: frozenset(d.name for d in collector.declarations) for collector in collectors}
+
+
+def run_exporter(settings: Settings) -> None:
+    """Serve the page until SIGINT or SIGTERM.  Raises VirtgaugeError where it cannot listen."""
+    exporter = Exporter(settings)
+    app = exporter_application(exporter.page, settings)
+    exporter.start()
+    try:
+        serve(app, settings.web.listen_address)
+    finally:
+        exporter.stop()
