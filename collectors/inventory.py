@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import libvirt
 
@@ -26,6 +27,9 @@ from .domain_xml import (
 from .fields import Collector, Constant, Info
 
 log = logging.getLogger(__name__)
+
+MOST_AGE_S = 600.0
+"""Age at which an XML is read again without an event: a new balloon statistics period, for one, sends none."""
 
 Key = tuple[str, int]
 """A running domain: (uuid, id).  A restart gives another id, thus another key."""
@@ -75,21 +79,27 @@ INVENTORY = Collector(
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What one reading gave; ``definition`` is None where the XML did not parse.  ``epoch``: see Inventory."""
+    """What one reading gave; ``definition`` is None where the XML did not parse.  ``epoch``: see Inventory.
+
+    ``read_at_s`` is the monotonic time before the reading.
+    """
 
     definition: Definition | None
     constants: tuple[Constant, ...] | None
     epoch: int
+    read_at_s: float
 
 
 class Inventory:
     """Cache of the running domains' Definitions and their constant series.  Any thread, unless a method says.
 
     Each invalidation counts an epoch up and marks what it concerns with it.  An entry is good if it was read at
-    an epoch not below its marks, so that an event that comes while the XML is on its way is not lost.
+    an epoch not below its marks, so that an event that comes while the XML is on its way is not lost; and if it
+    is younger than MOST_AGE_S.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()  # never held across a libvirt call
         self._entries: dict[Key, _Entry] = {}
         self._reading: set[Key] = set()
@@ -105,9 +115,12 @@ class Inventory:
             return len(self._repeats)
 
     def stale(self, wanted: Iterable[Key]) -> bool:
-        """Whether a refresh would have something to read."""
+        """Whether a refresh would have something to read or to forget."""
+        keys = frozenset(wanted)
+        uuids = {uuid for uuid, _ in keys}
         with self._lock:
-            return any(key not in self._reading and not self._good(key) for key in wanted)
+            return (not self._entries.keys() <= keys or not self._repeats.keys() <= uuids
+                    or any(key not in self._reading and not self._good(key) for key in keys))
 
     def constants(self, uuid: str, id: int) -> tuple[Constant, ...] | None:
         """The domain's constant series, the same object as long as nothing changed; None while unknown."""
@@ -165,9 +178,11 @@ class Inventory:
 
     def _good(self, key: Key) -> bool:
         entry = self._entries.get(key)
-        return entry is not None and entry.epoch >= max(self._all_mark, self._marks.get(key[0], 0))
+        return (entry is not None and entry.epoch >= max(self._all_mark, self._marks.get(key[0], 0))
+                and self._clock() - entry.read_at_s < MOST_AGE_S)
 
     def _read(self, session: Session, domain: libvirt.virDomain, key: Key, epoch: int) -> None:
+        read_at_s = self._clock()
         try:
             definition = parse(domain.XMLDesc(0))
         except libvirt.libvirtError as error:
@@ -178,18 +193,20 @@ class Inventory:
             return
         except DomainXMLError as error:
             # Kept as broken until an event says that it changed: reading it at each sample would not mend it.
-            self._store(key, _Entry(None, None, epoch))
+            self._store(key, _Entry(None, None, epoch, read_at_s))
             self._failed(key[0], domain.name(), str(error))
             return
         if definition.id == key[1]:  # else it was stopped or started anew: what is wanted no longer runs
-            self._store(key, _Entry(definition, constants(definition), epoch))
+            self._store(key, _Entry(definition, constants(definition), epoch, read_at_s))
         self._mended(key[0], domain.name())
 
     def _store(self, key: Key, entry: _Entry) -> None:
         with self._lock:
             old = self._entries.get(key)
-            if old is not None and old.constants == entry.constants and old.definition == entry.definition:
-                entry = _Entry(old.definition, old.constants, entry.epoch)  # the same objects: nothing is recompiled
+            if old is not None:  # the same objects where they are equal: nothing is recompiled
+                entry = replace(
+                    entry, constants=old.constants if old.constants == entry.constants else entry.constants,
+                    definition=old.definition if old.definition == entry.definition else entry.definition)
             self._entries[key] = entry
 
     def _failed(self, uuid: str, name: str, why: str) -> None:

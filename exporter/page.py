@@ -35,7 +35,7 @@ def process_registry() -> CollectorRegistry:
 
 
 class TargetPage:
-    """Renders a Target's page; implements ``server.PageSource``.
+    """Renders a Target's page; implements ``metrics_app.PageSource``.
 
     Pages are rendered one at a time in a thread of their own, since an Exposition keeps what it showed last; the
     event loop stays free for other clients.

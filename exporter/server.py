@@ -16,7 +16,8 @@ from typing import cast
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from exporter.listening import BACKLOG, ListenAddress, bind_sockets, socket_address
@@ -50,12 +51,12 @@ async def serve_sockets(
 ) -> None:
     """Answers requests on `sockets` (from `bind_sockets`) until `stop` is set, SIGINT or SIGTERM come.
 
-    Closes the sockets. Open connections do not delay the end; a request still running after 0.4 s is cut off.
+    Closes the sockets. Open connections do not delay the end; a request still running after 0.4 s gets a 503.
     Signals are handled only in the main thread, and a second one changes nothing. Returns normally in every case.
     """
     server = _Server(
         uvicorn.Config(
-            app,
+            _answering_when_cut_off(app),
             http=_BoundedProtocol,
             ws="none",
             lifespan="off",
@@ -119,6 +120,27 @@ class _BoundedProtocol(H11Protocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _answering_when_cut_off(app: ASGIApp) -> ASGIApp:
+    """A request cut off at the end gets a 503, not a closed connection and a traceback in the log."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noting_send)
+        except asyncio.CancelledError:
+            if started:
+                raise
+            await PlainTextResponse("stopping\n", status_code=503)(scope, receive, send)
+
+    return application
 
 
 async def _stop_when_set(server: uvicorn.Server, stop: asyncio.Event) -> None:

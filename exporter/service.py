@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
 
@@ -19,9 +20,10 @@ from collectors.sampling import sampling
 from collectors.target import Target
 
 from .config import Settings
+from .listening import bind_sockets
 from .metrics_app import exporter_application
 from .page import TargetPage, process_registry
-from .server import serve
+from .server import serve_sockets
 from .version import VERSION
 
 log = logging.getLogger(__name__)
@@ -69,10 +71,11 @@ def families_of(collectors: Iterable[Collector]) -> dict[str, frozenset[str]]:
 
 def run_exporter(settings: Settings) -> None:
     """Serve the page until SIGINT or SIGTERM.  Raises VirtgaugeError where it cannot listen."""
+    sockets = bind_sockets(settings.web.listen_address)  # first: a port in use must not start anything
     exporter = Exporter(settings)
     app = exporter_application(exporter.page, settings)
     exporter.start()
     try:
-        serve(app, settings.web.listen_address)
+        asyncio.run(serve_sockets(app, sockets))
     finally:
         exporter.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ COLLECTORS = {"domain": True, "block": True, "perf": False}
 @pytest.fixture(autouse=True)
 def _own_collectors(monkeypatch):
     monkeypatch.setattr(command_exporter, "build", lambda: command_exporter.command(COLLECTORS))
-    for name in list(__import__("os").environ):
+    for name in list(os.environ):
         if name.startswith("VIRTGAUGE_"):
             monkeypatch.delenv(name)
 

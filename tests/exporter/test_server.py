@@ -378,7 +378,9 @@ print("clean end", flush=True)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_within_a_second(number):
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             port = int(process.stdout.readline())
             idle, busy = (http.client.HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(2))
@@ -392,6 +394,8 @@ def test_a_signal_ends_it_within_a_second(number):
             assert process.wait(10) == 0
             assert time.monotonic() - started_s < 1.5  # a second, and what a loaded machine adds
             assert process.stdout.read() == "clean end\n"
+            assert "Traceback" not in process.stderr.read()
+            assert busy.getresponse().status == 503
         finally:
             process.kill()
             for open_one in (idle, busy, silent):
