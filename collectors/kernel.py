@@ -1,0 +1,262 @@
+"""The local host's own files for CPU, vCPU and interface counters: a hundredth of the bulk groups' cost.
+
+The files are world-readable, so an unprivileged exporter may use them.  Values go under libvirt's own keys and in
+its units.  vCPU threads are those named ``CPU n/KVM`` or ``CPU n/TCG`` (QEMU names them, libvirt asks it to); their
+schedstat gives run time and steal in nanoseconds where libvirt's vCPU time moves in steps of 10 ms.
+
+Which source serves a running domain is decided once: two sources differ by up to 10 ms, and a step back would read
+as a reset.  If the files fail later, the domain's values are absent until it restarts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .domain_xml import Definition, Interface
+from .snapshot import Value
+
+KERNEL_GROUPS = frozenset({"cpu-total", "vcpu", "interface"})
+"""Groups of the bulk call that this source stands in for."""
+
+Key = tuple[str, int]
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+_VCPU_THREAD = re.compile(r"CPU (\d+)/(?:KVM|TCG)\n?")
+# Of /proc/PID/stat behind the command's name (proc_pid_stat(5)).
+_UTIME, _STIME, _THREADS, _START, _RSS, _PROCESSOR = 11, 12, 17, 19, 21, 36
+_NET_WORDS = ("bytes", "pkts", "errs", "drop")
+
+
+class KernelSourceError(Exception):
+    """A file of a domain's process could not be read or is not of the known form."""
+
+
+@dataclass(slots=True)
+class _Vcpu:
+    number: int
+    schedstat: int
+    stat: int
+
+
+@dataclass(slots=True)
+class _Process:
+    """A QEMU process: its open files, and what was fixed when it was found."""
+
+    pid: int
+    stat: int
+    start_s: float
+    network: tuple[int, int]
+    threads: int = 0
+    vcpus: list[_Vcpu] = field(default_factory=list)
+    keys: tuple[str, ...] = ()
+
+    def close(self) -> None:
+        for file in (self.stat, *(f for v in self.vcpus for f in (v.schedstat, v.stat))):
+            with contextlib.suppress(OSError):
+                os.close(file)
+        self.vcpus = []
+
+
+class KernelSource:
+    """Finds the processes of running domains and reads them.
+
+    ``find`` may run in any one thread (reading command lines can wait for a process's memory lock, so never in the
+    sampler's); ``stats`` and ``forget`` in the sampler's.  ``proc`` is the mount to read.
+    """
+
+    def __init__(self, proc: Path = Path("/proc"), clock: Callable[[], float] = time.monotonic) -> None:
+        self._proc = proc
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._processes: dict[Key, _Process | None] = {}  # None: the bulk call serves this domain
+        self._networks: dict[tuple[int, int], tuple[float, dict[str, tuple[int, ...]]]] = {}
+        self._boot_s: float | None = None
+
+    def decided(self, key: Key) -> bool:
+        """Whether it is known which source serves the domain."""
+        return key in self._processes
+
+    def serves(self, key: Key) -> bool:
+        """Whether this source serves the domain (uuid, id)."""
+        return self._processes.get(key) is not None
+
+    def find(self, wanted: Iterable[Key]) -> None:
+        """Decide for each undecided domain: its process was found and has all it needs, or the bulk call serves."""
+        undecided = {uuid: (uuid, id_) for uuid, id_ in wanted if (uuid, id_) not in self._processes}
+        if not undecided:
+            return
+        found = self._pids(undecided.keys())
+        for uuid, key in undecided.items():
+            pids = found.get(uuid, [])
+            process = None
+            if len(pids) == 1:  # two with one uuid (a migration within the host) cannot be told apart
+                with contextlib.suppress(OSError, KernelSourceError, ValueError, IndexError):
+                    process = self._open(pids[0])
+            with self._lock:
+                self._processes[key] = process
+
+    def forget(self, running: Iterable[Key]) -> None:
+        """Close the files of domains that no longer run."""
+        kept = set(running)
+        with self._lock:
+            gone = [self._processes.pop(key) for key in list(self._processes) if key not in kept]
+        for process in gone:
+            if process is not None:
+                process.close()
+
+    def stats(self, key: Key, definition: Definition | None) -> dict[str, Value]:
+        """The domain's values under libvirt's keys.  Raises KernelSourceError where the process is gone."""
+        process = self._processes.get(key)
+        if process is None:
+            raise KernelSourceError(f"no process is known of domain {key[0]}")
+        try:
+            stats = self._read(process)
+            if definition is not None:
+                stats.update(_from_definition(definition))
+                self._add_interfaces(stats, process, definition.interfaces)
+        except (OSError, ValueError, IndexError) as error:
+            raise KernelSourceError(f"process {process.pid} of domain {key[0]}: {error}") from error
+        return stats
+
+    def _pids(self, uuids: Iterable[str]) -> dict[str, list[int]]:
+        """Processes whose command line holds ``-uuid UUID``, by uuid."""
+        wanted = set(uuids)
+        found: dict[str, list[int]] = {}
+        for entry in os.scandir(self._proc):
+            if not entry.name.isdigit():
+                continue
+            try:
+                words = (self._proc / entry.name / "cmdline").read_bytes().split(b"\0")
+                uuid = words[words.index(b"-uuid") + 1].decode()
+            except (OSError, ValueError, IndexError):
+                continue
+            if uuid in wanted:
+                found.setdefault(uuid, []).append(int(entry.name))
+        return found
+
+    def _open(self, pid: int) -> _Process:
+        folder = self._proc / str(pid)
+        space = os.stat(folder / "ns/net") if os.access(folder / "ns/net", os.R_OK) else os.stat(folder)
+        stat = _open(folder / "stat")
+        process = _Process(pid, stat, 0.0, (space.st_dev, space.st_ino))
+        try:
+            fields = _fields(stat)
+            process.start_s = self._boot_time_s() + int(fields[_START]) * _TICK_NS / 1e9
+            self._find_vcpus(process)
+            if not process.vcpus:
+                raise KernelSourceError(f"process {pid} has no thread named CPU n/KVM or CPU n/TCG")
+            process.threads = int(fields[_THREADS])
+        except BaseException:
+            process.close()
+            raise
+        return process
+
+    def _find_vcpus(self, process: _Process) -> None:
+        """The vCPU threads as they are now; a hot-plugged vCPU is a new thread."""
+        known = {vcpu.number: vcpu for vcpu in process.vcpus}
+        present: list[_Vcpu] = []
+        tasks = self._proc / str(process.pid) / "task"
+        for task in os.listdir(tasks):
+            match = _VCPU_THREAD.fullmatch((tasks / task / "comm").read_text())
+            if match:
+                number = int(match.group(1))
+                vcpu = known.pop(number, None)
+                present.append(vcpu or _Vcpu(number, _open(tasks / task / "schedstat"), _open(tasks / task / "stat")))
+        for vcpu in known.values():
+            os.close(vcpu.schedstat)
+            os.close(vcpu.stat)
+        process.vcpus = sorted(present, key=lambda vcpu: vcpu.number)
+        process.keys = tuple(
+            f"vcpu.{vcpu.number}.{word}" for vcpu in process.vcpus for word in ("time", "delay", "cpu"))
+
+    def _boot_time_s(self) -> float:
+        if self._boot_s is None:
+            text = (self._proc / "stat").read_text()
+            self._boot_s = float(re.search(r"^btime (\d+)", text, re.M)[1])  # type: ignore[index]
+        return self._boot_s
+
+    def _read(self, process: _Process) -> dict[str, Value]:
+        fields = _fields(process.stat)
+        threads = int(fields[_THREADS])
+        if threads != process.threads:  # workers come and go, too: looking is cheap
+            self._find_vcpus(process)
+            process.threads = threads
+        user_ns, system_ns = int(fields[_UTIME]) * _TICK_NS, int(fields[_STIME]) * _TICK_NS
+        stats: dict[str, Value] = {
+            "cpu.time": user_ns + system_ns, "cpu.user": user_ns, "cpu.system": system_ns,
+            "vcpu.current": len(process.vcpus), "process.start-time": process.start_s,
+            "balloon.rss": int(fields[_RSS]) * _PAGE_KIB}
+        values: list[int] = []
+        for vcpu in process.vcpus:
+            run_ns, delay_ns, _ = os.pread(vcpu.schedstat, 128, 0).split()
+            values += (int(run_ns), int(delay_ns), int(_fields(vcpu.stat)[_PROCESSOR]))
+        stats.update(zip(process.keys, values, strict=True))
+        return stats
+
+    def _add_interfaces(self, stats: dict[str, Value], process: _Process, interfaces: Iterable[Interface]) -> None:
+        """Counters as the guest sees them: what its tap received is what it sent, except for macvtap."""
+        devices = self._network(process)
+        for number, interface in enumerate(interfaces):
+            counters = devices.get(interface.target_device)
+            if counters is None:
+                continue
+            receive, transmit = counters[0:4], counters[8:12]
+            if not interface.direct:
+                receive, transmit = transmit, receive
+            stats[f"net.{number}.name"] = interface.target_device
+            for word, received, sent in zip(_NET_WORDS, receive, transmit, strict=True):
+                stats[f"net.{number}.rx.{word}"] = received
+                stats[f"net.{number}.tx.{word}"] = sent
+
+    def _network(self, process: _Process) -> dict[str, tuple[int, ...]]:
+        """All devices of the process's network namespace, read once a sampling for all domains in it."""
+        now_s = self._clock()
+        known = self._networks.get(process.network)
+        if known is not None and now_s - known[0] < 0.2:
+            return known[1]
+        devices: dict[str, tuple[int, ...]] = {}
+        for line in (self._proc / str(process.pid) / "net/dev").read_text().splitlines()[2:]:
+            name, _, numbers = line.partition(":")
+            devices[name.strip()] = tuple(map(int, numbers.split()))
+        self._networks[process.network] = (now_s, devices)
+        return devices
+
+
+def _from_definition(definition: Definition) -> dict[str, Value]:
+    """What the bulk groups would add and the XML knows: limits, not measurements."""
+    stats: dict[str, Value] = {}
+    if definition.vcpus_maximum is not None:
+        stats["vcpu.maximum"] = definition.vcpus_maximum
+    if definition.maximum_memory_bytes is not None:
+        stats["balloon.maximum"] = definition.maximum_memory_bytes // 1024
+    if definition.memory_bytes is not None:
+        stats["balloon.current"] = definition.memory_bytes // 1024
+    return stats
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _fields(file: int) -> list[bytes]:
+    """The fields of a stat file behind the command's name, which may hold spaces and brackets."""
+    text = os.pread(file, 1024, 0)
+    return text[text.rindex(b")") + 2:].split()
+
+
+def raise_open_files_limit() -> int:
+    """Lift this process's soft limit of open files to its hard limit: each domain holds four and more.  The limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            return hard
+    return soft
