@@ -1,0 +1,177 @@
+"""The kernel source against real processes: a child with threads named as QEMU names its vCPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from collectors.domain_xml import Definition, parse
+from collectors.kernel import KernelSource, KernelSourceError
+
+# Threads that spin or sleep under QEMU's names; a line on stdin adds one, as a vCPU hot-plug does.
+CHILD = """
+import ctypes, sys, threading, time
+libc = ctypes.CDLL(None)
+def vcpu(number, spin):
+    libc.prctl(15, b"CPU %d/TCG" % number, 0, 0, 0)
+    until = time.monotonic() + 0.2
+    while spin and time.monotonic() < until: pass
+    threading.Event().wait()
+for number in (0, 2):
+    threading.Thread(target=vcpu, args=(number, number == 2), daemon=True).start()
+print("ready", flush=True)
+for line in sys.stdin:
+    threading.Thread(target=vcpu, args=(int(line), False), daemon=True).start()
+    print("added", flush=True)
+"""
+
+Start = Callable[[str], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    children: list[subprocess.Popen[str]] = []
+
+    def run(identity: str) -> subprocess.Popen[str]:
+        child = subprocess.Popen([sys.executable, "-c", CHILD, "-uuid", identity], text=True,
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        children.append(child)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        wait_for(lambda: vcpu_threads(child.pid) == 2)
+        return child
+
+    yield run
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def vcpu_threads(pid: int) -> int:
+    return sum(comm.read_text().startswith("CPU ") for comm in Path(f"/proc/{pid}/task").glob("*/comm"))
+
+
+def definition(identity: str, interfaces: str = "") -> Definition:
+    return parse(f"<domain type='qemu' id='7'><name>a</name><uuid>{identity}</uuid><memory unit='KiB'>65536</memory>"
+                 f"<currentMemory unit='KiB'>32768</currentMemory><vcpu current='2'>4</vcpu>"
+                 f"<os><type arch='x86_64' machine='pc'>hvm</type></os><devices>{interfaces}</devices></domain>")
+
+
+def test_values_of_a_process(start: Start) -> None:
+    identity = str(uuid.uuid4())
+    child = start(identity)
+    source = KernelSource()
+    source.find([(identity, 7)])
+    assert source.serves((identity, 7))
+    wait_for(lambda: int(source.stats((identity, 7), None)["vcpu.2.time"]) >= 100_000_000)
+    stats = source.stats((identity, 7), definition(identity))
+    assert stats["vcpu.current"] == 2
+    assert stats["vcpu.maximum"] == 4
+    assert stats["balloon.maximum"] == 65536
+    assert stats["balloon.current"] == 32768
+    assert stats["cpu.time"] == int(stats["cpu.user"]) + int(stats["cpu.system"])
+    assert int(stats["vcpu.0.time"]) < int(stats["vcpu.2.time"])
+    assert "vcpu.1.time" not in stats
+    assert abs(float(stats["process.start-time"]) - time.time()) < 60
+    rss_kib = int(Path(f"/proc/{child.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+    assert int(stats["balloon.rss"]) == pytest.approx(rss_kib, rel=0.5)
+
+
+def test_hot_plugged_vcpu_is_found(start: Start) -> None:
+    identity = str(uuid.uuid4())
+    child = start(identity)
+    source = KernelSource()
+    source.find([(identity, 1)])
+    assert source.stats((identity, 1), None)["vcpu.current"] == 2
+    assert child.stdin is not None
+    child.stdin.write("3\n")
+    child.stdin.flush()
+    wait_for(lambda: vcpu_threads(child.pid) == 3)
+    stats = source.stats((identity, 1), None)
+    assert stats["vcpu.current"] == 3
+    assert "vcpu.3.time" in stats
+
+
+def test_process_that_ended_is_an_error_and_never_switches(start: Start) -> None:
+    identity = str(uuid.uuid4())
+    child = start(identity)
+    source = KernelSource()
+    source.find([(identity, 1)])
+    child.kill()
+    child.wait()
+    with pytest.raises(KernelSourceError, match=identity):
+        source.stats((identity, 1), None)
+    source.find([(identity, 1)])
+    assert source.serves((identity, 1))
+    source.forget([])
+    assert not source.decided((identity, 1))
+
+
+def test_two_processes_with_one_uuid_are_left_to_the_bulk_call(start: Start) -> None:
+    identity = str(uuid.uuid4())
+    start(identity)
+    start(identity)
+    source = KernelSource()
+    source.find([(identity, 1)])
+    assert source.decided((identity, 1))
+    assert not source.serves((identity, 1))
+
+
+def test_process_without_vcpu_threads_is_left_to_the_bulk_call() -> None:
+    identity = str(uuid.uuid4())
+    child = subprocess.Popen(["sh", "-c", "read line", "-uuid", identity], stdin=subprocess.PIPE)
+    try:
+        source = KernelSource()
+        source.find([(identity, 1)])
+        assert not source.serves((identity, 1))
+    finally:
+        child.communicate(b"\n")
+
+
+@pytest.mark.parametrize(("kind", "swapped"), [("ethernet", True), ("direct", False)])
+def test_interfaces_are_the_guests_view(start: Start, kind: str, swapped: bool) -> None:
+    identity = str(uuid.uuid4())
+    start(identity)
+    source = KernelSource()
+    source.find([(identity, 1)])
+    nic = f"<interface type='{kind}'><mac address='52:54:00:00:00:01'/><target dev='lo'/></interface>"
+    host = Path("/proc/net/dev").read_text().split("lo:")[1].split()
+    stats = source.stats((identity, 1), definition(identity, nic))
+    assert stats["net.0.name"] == "lo"
+    received = int(host[8]) if swapped else int(host[0])
+    assert int(stats["net.0.rx.bytes"]) >= received
+    assert {f"net.0.{way}.{word}" for way in ("rx", "tx") for word in ("bytes", "pkts", "errs", "drop")} <= stats.keys()
+
+
+def test_interface_that_the_host_does_not_have_is_absent(start: Start) -> None:
+    identity = str(uuid.uuid4())
+    start(identity)
+    source = KernelSource()
+    source.find([(identity, 1)])
+    nic = "<interface type='ethernet'><target dev='nowhere0'/></interface>"
+    assert not [key for key in source.stats((identity, 1), definition(identity, nic)) if key.startswith("net.")]
+
+
+def test_no_file_stays_open(start: Start) -> None:
+    identity = str(uuid.uuid4())
+    start(identity)
+    before = set(os.listdir("/proc/self/fd"))
+    source = KernelSource()
+    source.find([(identity, 1)])
+    source.stats((identity, 1), None)
+    source.forget([])
+    assert len(set(os.listdir("/proc/self/fd")) - before) <= 1  # the listing's own
