@@ -28,6 +28,7 @@ class _Entry(NamedTuple):
 
 COMMANDS = {
     "exporter": _Entry("exporter.command_exporter:build", "Serve the metrics of this host's guests to Prometheus."),
+    "token": _Entry("exporter.command_token:build", "Make, list and revoke the APIs' bearer tokens."),
 }
 
 

@@ -45,6 +45,11 @@ class WebSettings(Section):
     )
     telemetry_path: TelemetryPath = Field(default="/metrics", description="URL path of the metrics page.")
     disable_exporter_metrics: bool = Field(default=False, description="Leave out the exporter's own process metrics.")
+    token_file: FilePath | None = Field(
+        default=None,
+        description="File of the APIs' bearer tokens, hashed; `virtgauge token` writes it.",
+        json_schema_extra={"default_text": "tokens.yml in the state folder"},
+    )
 
 
 class CollectorSettings(Section):

@@ -83,6 +83,7 @@ def test_the_three_spellings_of_each_setting_agree(tmp_path):
         "web.listen_address": "[::1]:1",
         "web.telemetry_path": "/m",
         "web.disable_exporter_metrics": "true",
+        "web.token_file": "/t",
         "collector.disable_defaults": "true",
         "collector.virtual_networks": "true",
         "log.level": "debug",
