@@ -6,10 +6,13 @@ from .fields import NANOSECOND, Collector, Computed, Field, Kind, Ratio
 
 _NAME_KEY = "block.<n>.name"
 _PREFIX = "libvirt_domain_block_stats_"
+_ARCHIVE_DIRECTIONS = {"rd": "read", "wr": "write", "fl": "flush"}
 
 
 def _counter(source: str, name: str, text: str, unit: str, scale: float = 1.0) -> Field:
-    column = "block_" + source.replace(".", "_") + ("_ns" if scale == NANOSECOND else "")
+    direction, what = source.split(".")
+    word = {"bytes": "bytes", "reqs": "requests", "times": "time_ns"}[what]
+    column = f"{_ARCHIVE_DIRECTIONS[direction]}_{word}"
     return Field(f"block.<n>.{source}", f"{_PREFIX}{name}_total", Kind.COUNTER,
                  f"{text} (libvirt block.<n>.{source}, {unit}).", scale, "target_device", _NAME_KEY, archive=column)
 
@@ -17,7 +20,7 @@ def _counter(source: str, name: str, text: str, unit: str, scale: float = 1.0) -
 def _size(source: str, name: str, text: str) -> Field:
     return Field(f"block.<n>.{source}", f"{_PREFIX}{name}_bytes", Kind.GAUGE,
                  f"{text} (libvirt block.<n>.{source}, bytes).", 1.0, "target_device", _NAME_KEY,
-                 archive=f"block_{source}_bytes")
+                 archive=f"{source}_bytes")
 
 
 def _rate(name: str, source: str, text: str) -> Computed:

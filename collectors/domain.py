@@ -49,7 +49,7 @@ DOMAIN = Collector(
              ("domain", "state", "reason"), source="state.reason"),
         Field("process.start-time", "libvirt_domain_start_timestamp_seconds", Kind.GAUGE,
               "Time the domain's process started (start time of its stat file as process.start-time, seconds since "
-              "the epoch); absent where it is unknown.", archive="start_s"),
+              "the epoch); absent where it is unknown.", archive="started_s"),
         Field("cpu.time", "libvirt_domain_info_cpu_time_seconds_total", Kind.COUNTER,
               "CPU seconds of the domain, QEMU's own threads included (libvirt cpu.time, nanoseconds).",
               NANOSECOND, archive="cpu_time_ns", identity=True),

@@ -45,7 +45,8 @@ class Field:
     ``source`` is libvirt's dotted key with ``<n>`` for each index, ``scale`` turns libvirt's unit into the
     base unit of ``name``.  Where ``label`` is given, its value is the string under ``label_key`` (same index),
     or the index itself where ``label_key`` is empty.  ``fixed`` are labels whose value the field decides.
-    ``archive`` is the column in the archive's documents; empty means that it is not archived.
+    ``archive`` is the column in the archive's documents, a word with libvirt's unit at its end; those with an index
+    stand under their device, so ``read_bytes`` and not ``block_read_bytes``.  Empty means that it is not archived.
     ``since`` is the libvirt version that first gave the key, as far as a source tells.
     """
 

@@ -14,7 +14,7 @@ def _counters() -> list[Declaration]:
     return [
         Field(f"net.<n>.{way}.{word}", f"libvirt_domain_interface_stats_{direction}_{metric}_total", Kind.COUNTER,
               f"{text} the guest {verb} (libvirt net.<n>.{way}.{word}, {'bytes' if word == 'bytes' else 'count'}).",
-              1.0, "target_device", _NAME_KEY, archive=f"interface_{way}_{word}")
+              1.0, "target_device", _NAME_KEY, archive=f"{direction}_{metric}")
         for way, direction, verb in _DIRECTIONS for word, metric, text in _WORDS
     ]
 

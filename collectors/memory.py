@@ -16,7 +16,8 @@ def _bytes(source: str, name: str, text: str) -> Field:
 
 def _counter(source: str, name: str, text: str, unit: str, scale: float = 1.0) -> Field:
     return Field(f"balloon.{source}", f"libvirt_domain_memory_stats_{name}_total", Kind.COUNTER,
-                 f"{text} (libvirt balloon.{source}, {unit}).", scale, archive=f"memory_{source}")
+                 f"{text} (libvirt balloon.{source}, {unit}).", scale,
+                 archive=f"memory_{source}" + ("_kib" if scale == KIBIBYTE else ""))
 
 
 MEMORY = Collector(

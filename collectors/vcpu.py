@@ -10,20 +10,20 @@ VCPU = Collector(
     groups=("vcpu",),
     declarations=(
         Field("vcpu.current", "libvirt_domain_info_virtual_cpus", Kind.GAUGE,
-              "Number of vCPUs that are online (libvirt vcpu.current, count).", archive="vcpus"),
+              "Number of vCPUs that are online (libvirt vcpu.current, count).", archive="vcpu_count"),
         Field("vcpu.maximum", "libvirt_domain_vcpu_maximum", Kind.GAUGE,
-              "Number of vCPUs that can be online (libvirt vcpu.maximum, count).", archive="vcpus_maximum"),
+              "Number of vCPUs that can be online (libvirt vcpu.maximum, count).", archive="vcpu_maximum"),
         Field("vcpu.<n>.time", "libvirt_domain_vcpu_time_seconds_total", Kind.COUNTER,
               "Seconds the vCPU's thread ran on the host (libvirt vcpu.<n>.time, nanoseconds).",
-              NANOSECOND, "vcpu", archive="vcpu_time_ns"),
+              NANOSECOND, "vcpu", archive="time_ns"),
         Field("vcpu.<n>.wait", "libvirt_domain_vcpu_wait_seconds_total", Kind.COUNTER,
               "Seconds the vCPU's thread waited on I/O or slept (libvirt vcpu.<n>.wait, nanoseconds); absent where "
               "libvirt cannot read it and says 0.",
-              NANOSECOND, "vcpu", archive="vcpu_wait_ns", since="9.0.0", zero_is_unknown=True),
+              NANOSECOND, "vcpu", archive="wait_ns", since="9.0.0", zero_is_unknown=True),
         Field("vcpu.<n>.delay", "libvirt_domain_vcpu_delay_seconds_total", Kind.COUNTER,
               "Seconds the vCPU's thread was ready to run and had no pCPU: steal (libvirt vcpu.<n>.delay, "
               "nanoseconds).",
-              NANOSECOND, "vcpu", archive="vcpu_delay_ns", since="9.0.0"),
+              NANOSECOND, "vcpu", archive="delay_ns", since="9.0.0"),
         Field("vcpu.<n>.cpu", "libvirt_domain_vcpu_cpu", Kind.GAUGE,
               "Number of the pCPU the vCPU's thread ran on last (thread's stat file, field 39, as vcpu.<n>.cpu, "
               "number).", 1.0, "vcpu"),
