@@ -23,6 +23,9 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
+_LARGEST = 1e300
+"""No number of libvirt's comes near; above it, scaling to base units could overflow."""
+_NUMBERS = {int, float, bool}
 _RATIOS = {ratio: number for number, ratio in enumerate(Ratio)}
 
 
@@ -237,7 +240,7 @@ class Builder:
         plan = self.plan
         raw = _floats([p.layout.values(r.stats) for p, r in zip(placements, records, strict=True)], plan.measured)
         with np.errstate(invalid="ignore"):
-            absent = ~(np.isfinite(raw) & (raw >= 0)) | (plan.zero_is_unknown & (raw == 0))
+            absent = ~((raw >= 0) & (raw <= _LARGEST)) | (plan.zero_is_unknown & (raw == 0))
         raw[absent] = np.nan
         times = np.array([record.sampled_at_s for record in records], dtype=np.float64)
         raw.flags.writeable = times.flags.writeable = False
@@ -263,6 +266,8 @@ def _ordered(records: Sequence[Record]) -> list[Record]:
 def _floats(tuples: Sequence[tuple[Value, ...]], count: int) -> Floats:
     flat = list(chain.from_iterable(tuples))
     try:
+        if not set(map(type, flat)) <= _NUMBERS:  # numpy would read a text "0" as a number
+            raise TypeError
         return np.array(flat, dtype=np.float64).reshape(count)
     except (TypeError, ValueError, OverflowError):
         return np.array([_float(value) for value in flat], dtype=np.float64)

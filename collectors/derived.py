@@ -18,7 +18,7 @@ def derived(batch: Batch) -> Floats:
     plan = batch.plan
     values = np.full(plan.formulas, np.nan)
     rows = plan.formula_ratio == _COMPLEMENT
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         share = 1 - batch.raw[plan.numerator[rows]] / batch.raw[plan.denominator[rows]]
     share[~np.isfinite(share)] = np.nan
     values[rows] = np.clip(share, 0.0, 1.0)

@@ -152,7 +152,7 @@ class Compiler:
             pattern, index = _split(key)
             for declaration in self._fields.get(pattern, ()):
                 row = _row(declaration, index, stats, slots, instances)
-                if row is None or not isinstance(stats[key], int | float):
+                if row is None:
                     continue
                 name = stats[name_keys[row.slot]] if row.slot != _NO_SLOT else ""
                 identity = (declaration.name, f"{row.before}{name}{row.after}")

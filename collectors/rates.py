@@ -26,7 +26,7 @@ def rates(previous: Batch, current: Batch) -> Floats:
     earlier_raw, earlier_time = _aligned(previous, current)
     change = current.raw - earlier_raw
     elapsed_s = current.times_s[plan.placement_of_row] - earlier_time
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         change[(elapsed_s <= 0) | _reset(plan, change)] = np.nan
         values = np.full(plan.formulas, np.nan)
         for number, rows in ((n, plan.formula_ratio == n) for n in (_PER_SECOND, _PER_CHANGE, _PER_SECOND_AND_VALUE)):

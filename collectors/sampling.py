@@ -19,7 +19,7 @@ def sampling(collectors: Iterable[Collector]) -> Collector:
         Info("libvirt_versions_info",
              "Always 1; versions of the running hypervisor, the daemon and the client library (virConnectGetVersion, "
              "virConnectGetLibVersion, virGetVersion, number).",
-             ("hypervisor_running", "libvirtd_running", "libvirt_library"), source="versions"),
+             ("hypervisor_running", "libvirtd_running", "libvirt_library"), source="versions", since=""),
     ]
     for state in STATES:
         declarations.append(_own(f"domains.{state}", "libvirt_domains",
@@ -34,7 +34,7 @@ def sampling(collectors: Iterable[Collector]) -> Collector:
                                      fixed=(("collector", name),)))
     declarations += [
         Info("virtgauge_build_info", "Always 1; version of virtgauge and of the Python that runs it (build, version).",
-             ("version", "python_version"), source="build"),
+             ("version", "python_version"), source="build", since=""),
         _own("sampler.in_flight", "virtgauge_sampler_calls",
              "libvirt calls that are waited for, or left to themselves as stuck (sampler.calls, calls).",
              fixed=(("state", "in_flight"),)),
@@ -49,5 +49,8 @@ def sampling(collectors: Iterable[Collector]) -> Collector:
         _own("sampler.samples", "virtgauge_sampler_samples_total",
              "Samplings of libvirt, whoever asked (sampler.samples, samplings).", Kind.COUNTER),
         _own("page.series", "virtgauge_series", "Series on the page before this one (page.series, series)."),
+        # The page itself adds this one, since a sample ages after it was taken.
+        _own("sample.age", "virtgauge_sample_age_seconds",
+             "Seconds since the sample on this page was whole (sample.age, seconds)."),
     ]
     return Collector("sampling", "The sampling itself.", tuple(declarations))

@@ -1,0 +1,55 @@
+# make run     set up what is missing, then serve the metrics of this machine's guests on port 9177
+# make test    set up what is missing, then run every check and test (live tests need root or sudo)
+#
+# PYTHON=python3.12   the interpreter for .venv (default: python3)
+# ARGS='...'          for run: flags of 'virtgauge exporter'; for test, soak: arguments of pytest
+PYTHON ?= python3
+ARGS ?=
+export PYTHON
+
+# The live tests make namespaces, which takes root.
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=HOME,XDG_CACHE_HOME)
+PYTEST := $(AS_ROOT) .venv/bin/python -B -m pytest
+COMPILE := .venv/bin/pip-compile --quiet --allow-unsafe --generate-hashes --strip-extras --no-header \
+	--no-emit-options --no-annotate
+
+.PHONY: run test lint setup soak bench lock clean
+
+run:
+	@setup/install run
+	@.venv/bin/python -m exporter.demonstration $(ARGS)
+
+test:
+	@setup/install test
+	@$(MAKE) --no-print-directory lint
+	$(PYTEST) -m "not soak" $(ARGS)
+
+lint:
+	@setup/install run
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+setup:
+	@setup/install test
+
+soak:
+	@setup/install test
+	$(PYTEST) -m soak --timeout=0 $(ARGS)
+
+bench:
+	@setup/install test
+	@for script in tests/benchmarks/bench_*.py; do \
+		[ -e "$$script" ] || { echo "make bench: there is no tests/benchmarks/bench_*.py"; exit 1; }; \
+		$(AS_ROOT) .venv/bin/python -B "$$script" $(ARGS) || exit 1; \
+	done
+
+# Renews requirements.lock and setup/build.lock; --no-emit-options keeps index addresses out of them.
+lock:
+	@setup/install run
+	.venv/bin/python -m pip --disable-pip-version-check install --quiet pip-tools
+	$(COMPILE) $(ARGS) --output-file setup/build.lock setup/build.in
+	$(COMPILE) $(ARGS) --extra dev --extra embedded --output-file requirements.lock pyproject.toml setup/build.in
+
+clean:
+	rm -rf .venv .state build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

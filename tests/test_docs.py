@@ -1,0 +1,40 @@
+"""Documents that are generated are current, and every metric and setting stands in them."""
+
+from __future__ import annotations
+
+import pytest
+
+from collectors import COLLECTORS
+from collectors.sampling import sampling
+from exporter import metrics_reference
+from tests.conftest import Golden
+from tests.samples import REPOSITORY, situations
+
+DOCUMENT = REPOSITORY / "docs" / "metrics.md"
+
+
+def test_the_metrics_reference_is_current(golden: Golden) -> None:
+    golden.check(DOCUMENT, metrics_reference.reference())
+
+
+def test_every_metric_has_one_row() -> None:
+    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
+    for collector in (sampling(COLLECTORS), *COLLECTORS):
+        for name in {declaration.name for declaration in collector.declarations}:
+            row, = [row for row in rows if row.startswith(f"| `{name}` |")]
+            assert row.count(" | ") == 6
+
+
+@pytest.mark.parametrize(("name", "unit"), [
+    ("libvirt_domain_info_cpu_time_seconds_total", "seconds"), ("libvirt_domain_block_read_bytes_per_second",
+                                                                "bytes per second"),
+    ("libvirt_domain_start_timestamp_seconds", "seconds since the epoch"), ("libvirt_domain_info", ""),
+    ("libvirt_domain_cpu_usage_ratio", "ratio"), ("libvirt_domain_vcpu_maximum", "count"),
+    ("libvirt_domain_memory_stats_swap_in_bytes_total", "bytes")])
+def test_the_unit_comes_from_the_name(name: str, unit: str) -> None:
+    assert metrics_reference.unit(name) == unit
+
+
+def test_every_situation_that_matters_was_captured() -> None:
+    assert {"busy", "paused", "stopped", "hotplug", "no_balloon", "no_balloon_driver", "user_nic", "empty_cdrom",
+            "restarted", "vcpu_hole", "partial", "kvm"} <= set(situations())
