@@ -1,0 +1,77 @@
+"""Control's own read-write libvirt connection, opened anew when it has died.
+
+libvirt's event loop is one a process, so the one of `collectors.connection` is started, never a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import libvirt
+
+from collectors.connection import KEEPALIVE_COUNT, KEEPALIVE_INTERVAL_S, start_event_loop
+from exporter.control.errors import UnreachableError
+
+
+class Session:
+    """A read-write connection to one URI, shared by all threads (libvirt's connections are thread-safe).
+
+    `uri` None is libvirt's own choice (LIBVIRT_DEFAULT_URI or the local driver). `read_only` is for tests and
+    for reading operations of callers without the right to the read-write socket.
+    """
+
+    def __init__(self, uri: str | None = None, read_only: bool = False) -> None:
+        self.uri = uri
+        self._open = libvirt.openReadOnly if read_only else libvirt.open
+        self._lock = threading.Lock()
+        self._connection: Any = None
+
+    @property
+    def connection(self) -> Any:
+        """The open virConnect, opened now if there is none or it has died. Raises UnreachableError."""
+        with self._lock:
+            if self._connection is not None and not _alive(self._connection):
+                self._close()
+            if self._connection is None:
+                self._connection = self._opened()
+            return self._connection
+
+    def _opened(self) -> Any:
+        start_event_loop()
+        try:
+            connection = self._open(self.uri)
+        except libvirt.libvirtError as error:
+            raise UnreachableError(
+                f"cannot open {self.uri or 'libvirt'} for control",
+                next_step="check that libvirtd runs, libvirt.uri, and the right to its read-write socket",
+                libvirt_code=error.get_error_code(),
+                libvirt_message=error.get_error_message(),
+            ) from error
+        with contextlib.suppress(libvirt.libvirtError):  # drivers without a daemon (test:///) have no keepalive
+            connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+        return connection
+
+    @property
+    def driver(self) -> str:
+        """libvirt's name of the hypervisor driver: `QEMU`, `TEST`, `Xen`."""
+        return str(self.connection.getType())
+
+    def close(self) -> None:
+        """Closes the connection; the next use opens another."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):  # it was dead already
+                connection.close()
+
+
+def _alive(connection: Any) -> bool:
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False

@@ -1,0 +1,335 @@
+"""Runs one operation the one way: find, lock, check, plan, write down, act, verify, write down."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import libvirt
+from pydantic import JsonValue
+
+from exporter.control.audit import Trail
+from exporter.control.connection import Session
+from exporter.control.errors import ControlError, TimedOutError, UnconfirmedError, from_libvirt
+from exporter.control.folders import Folders
+from exporter.control.locks import Locks, SubjectLock
+from exporter.control.operation import Call, Deadline, Operation, Parameters, Plan, Progress, Result, State, Subject
+
+_GRACE_S = 2.0
+"""How long an act that minds its deadline may need to come back after it."""
+
+AnyOperation = Operation[Any]
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who asks, by which way (`command line`, `api`, `webhook`), and why: what the trail holds of it."""
+
+    name: str
+    way: str
+    reason: str = ""
+    request_id: str = ""
+
+    def as_json(self) -> dict[str, JsonValue]:
+        shown: dict[str, JsonValue] = {
+            "actor": self.name, "way": self.way, "reason": self.reason, "request_id": self.request_id
+        }  # fmt: skip
+        return {name: value for name, value in shown.items() if value}
+
+
+@dataclass(frozen=True)
+class Request:
+    """How an operation is to be run."""
+
+    actor: Actor
+    dry_run: bool = False
+    confirmed: str | None = None
+    """The subject's name, repeated by the caller; asked for where the operation is destructive."""
+    lock_wait_s: float = 0.0
+    deadline_s: float | None = None
+    """Instead of the operation's own."""
+    cancelled: threading.Event | None = None
+    progress: Callable[[Progress], None] = lambda _step: None
+
+
+class Executor:
+    """Runs operations on one Session. Any thread; two runs exclude each other only on the same subject."""
+
+    def __init__(self, session: Session, folders: Folders, trail: Trail | None = None) -> None:
+        self.session = session
+        self.folders = folders
+        self.trail = trail or Trail(folders.trail)
+        self._locks = Locks(folders)
+
+    def run(self, operation: AnyOperation, reference: str | None, parameters: Parameters, request: Request) -> Result:
+        """The operation's Result. Raises ControlError; the trail then holds an `end` or `refused` record too."""
+        started_s = time.monotonic()
+        with _mapped(f"{operation.name}: looking for {reference!r}" if reference else operation.name):
+            subject = operation.find(self.session, reference, parameters)
+        seconds = request.deadline_s or operation.time_needed_s(parameters)
+        if operation.reads or request.dry_run:
+            result = self._look(operation, self._call(subject, seconds, request), parameters, request)
+        else:
+            result = self._locked(operation, reference, subject, parameters, request, seconds)
+        result.elapsed_s = round(time.monotonic() - started_s, 3)
+        return result
+
+    def explain_left_open(self, operations: Mapping[str, AnyOperation]) -> list[dict[str, JsonValue]]:
+        """Writes an `interrupted` record for every act a dead process left open, and returns them.
+
+        For each start of the service and of the command line. Says what is there now; nothing is repeated.
+        """
+        explained = []
+        for lock, act in self._locks.left_open():
+            facts = self._explanation(operations, act)
+            self._append("interrupted", facts)
+            lock.close_act()
+            explained.append(facts)
+        return explained
+
+    def _look(self, operation: AnyOperation, call: Call, parameters: Parameters, request: Request) -> Result:
+        with _mapped(_doing(operation, call.subject)):
+            if operation.reads:
+                details = operation.state(call, parameters)
+                return _result(operation, call, details={**details, **call.details})
+            operation.check(call, parameters)
+            plan = operation.plan(call, parameters)
+        return _result(operation, call, dry_run=True, plan=plan, before=plan.state or None)
+
+    def _locked(
+        self,
+        operation: AnyOperation,
+        reference: str | None,
+        subject: Subject,
+        parameters: Parameters,
+        request: Request,
+        seconds: float,
+    ) -> Result:
+        act = _Act(self, operation, subject, parameters, request)
+        try:
+            lock = self._locks.acquire(subject.key, _named(subject), request.lock_wait_s)
+        except ControlError as error:
+            act.refused(error)
+            raise
+        handed_over = False
+        try:
+            if lock.left_open is not None:
+                self._append("interrupted", self._explanation({operation.name: operation}, lock.left_open))
+                lock.close_act()
+            # Found again: what was looked up before the lock may be gone or have another id by now.
+            with _mapped(_doing(operation, subject)):
+                found = operation.find(self.session, subject.uuid or reference, parameters)
+            call = self._call(found, seconds, request)
+            plan = self._permitted(operation, call, parameters, request, act)
+            if plan.nothing_to_do:
+                return self._unchanged(operation, call, parameters, plan, act)
+            handed_over = True
+            return _Run(act, lock, call, plan).result(seconds)
+        finally:
+            if not handed_over:
+                lock.release()
+
+    def _permitted(
+        self, operation: AnyOperation, call: Call, parameters: Parameters, request: Request, act: _Act
+    ) -> Plan:
+        try:
+            with _mapped(_doing(operation, call.subject)):
+                operation.check(call, parameters)
+                plan = operation.plan(call, parameters)
+            if operation.is_destructive(parameters) and not plan.nothing_to_do:
+                _confirm(operation, call.subject, request)
+            return plan
+        except ControlError as error:
+            act.refused(error)
+            raise
+
+    def _unchanged(self, operation: AnyOperation, call: Call, parameters: Parameters, plan: Plan, act: _Act) -> Result:
+        with _mapped(_doing(operation, call.subject)):
+            state = operation.state(call, parameters)
+        sequence = self._append("unchanged", {**act.facts, "before": state})
+        return _result(operation, call, before=state, after=state, audit=[sequence], warnings=plan.warnings)
+
+    def _call(self, subject: Subject, seconds: float, request: Request) -> Call:
+        return Call(
+            session=self.session,
+            subject=subject,
+            folders=self.folders,
+            deadline=Deadline(seconds, request.cancelled),
+            progress=request.progress,
+        )
+
+    def _explanation(self, operations: Mapping[str, AnyOperation], act: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        operation = operations.get(str(act.get("operation")))
+        told = "the process that did it ended in the middle; whether it was done is unknown; it is not repeated"
+        if operation is not None:
+            try:
+                with _mapped(f"looking after an interrupted {operation.name}"):
+                    told = operation.aftermath(self.session, self.folders, act) or told
+            except ControlError as error:
+                told = f"{told} ({error.cause})"
+        return {**act, "outcome": told}
+
+    def _append(self, event: str, facts: Mapping[str, JsonValue]) -> int:
+        self.folders.private(self.folders.state)
+        return self.trail.append(event, facts)
+
+
+class _Act:
+    """What the trail says of one run."""
+
+    def __init__(
+        self, executor: Executor, operation: AnyOperation, subject: Subject, parameters: Parameters, request: Request
+    ) -> None:
+        self.executor = executor
+        self.operation = operation
+        self.parameters = parameters
+        self.facts: dict[str, JsonValue] = {
+            "act": uuid.uuid4().hex,
+            "operation": operation.name,
+            "subject": subject.as_json(),
+            "parameters": operation.audited(parameters),
+            **request.actor.as_json(),
+            "pid": os.getpid(),
+        }
+
+    def refused(self, error: ControlError) -> None:
+        self.executor._append("refused", {**self.facts, "error": _json(error)})
+
+
+class _Run:
+    """The act itself, in a thread of its own, since no libvirt call can be given a deadline.
+
+    Where the deadline passes with libvirt still silent, the caller gets TimedOutError with the outcome unknown;
+    the thread keeps the lock until libvirt answers, and then writes a `late` record.
+    """
+
+    def __init__(self, act: _Act, lock: SubjectLock, call: Call, plan: Plan) -> None:
+        self._act = act
+        self._lock = lock
+        self._plan = plan
+        self._call = Call(
+            session=call.session, subject=call.subject, folders=call.folders, deadline=call.deadline,
+            progress=call.progress, warnings=list(plan.warnings), intent=self._intend,
+        )  # fmt: skip
+        self._open: dict[str, JsonValue] = dict(act.facts)
+        self._before: State = {}
+        self._audit: list[int] = []
+        self._outcome: Result | ControlError | None = None
+        self._done = threading.Event()
+        self._given_up = False
+        self._settling = threading.Lock()
+
+    def result(self, seconds: float) -> Result:
+        operation = self._act.operation
+        try:
+            with _mapped(_doing(operation, self._call.subject)):
+                self._before = operation.state(self._call, self._act.parameters)
+            self._lock.open_act(self._open)
+            self._audit.append(self._append("begin", {"before": self._before}))
+        except ControlError:
+            self._lock.close_act()
+            self._lock.release()
+            raise
+        threading.Thread(target=self._work, name=f"control-{operation.name}", daemon=True).start()
+        self._done.wait(seconds + _GRACE_S)
+        with self._settling:
+            self._given_up = self._outcome is None
+        if self._outcome is None:
+            error = TimedOutError(
+                f"{_doing(operation, self._call.subject)}: libvirt has not answered within {seconds:g} s",
+                next_step="the domain stays busy until it does; the audit trail will tell",
+                outcome_unknown=True,
+            )
+            self._append("unanswered", {"error": _json(error)})
+            raise error
+        if isinstance(self._outcome, ControlError):
+            raise self._outcome
+        return self._outcome
+
+    def _work(self) -> None:
+        try:
+            outcome: Result | ControlError = self._acted()
+        except ControlError as error:
+            outcome = error
+        except Exception as error:  # noqa: BLE001 - a defect must be told to the caller and the trail, not a thread
+            outcome = ControlError(
+                f"{_doing(self._act.operation, self._call.subject)}: a defect in virtgauge"
+                f" ({type(error).__name__}: {error})",
+                next_step="report it, and look at the domain's state",
+                outcome_unknown=True,
+            )
+        try:
+            with self._settling:
+                self._write_end(outcome)
+                self._outcome = outcome
+        except ControlError as error:
+            self._outcome = error
+        finally:
+            self._lock.release()
+            self._done.set()
+
+    def _acted(self) -> Result:
+        operation, call, parameters = self._act.operation, self._call, self._act.parameters
+        with _mapped(_doing(operation, call.subject)):
+            operation.act(call, parameters)
+            operation.verify(call, parameters)
+            after = operation.after(call, parameters)
+        return _result(operation, call, changed=True, before=self._before, after=after)
+
+    def _write_end(self, outcome: Result | ControlError) -> None:
+        facts: dict[str, JsonValue]
+        if isinstance(outcome, Result):
+            facts = {"changed": outcome.changed, "after": outcome.after, "warnings": list(outcome.warnings)}
+        else:
+            facts = {"error": _json(outcome)}
+        self._audit.append(self._append("late" if self._given_up else "end", facts))
+        self._lock.close_act()
+        if isinstance(outcome, Result):
+            outcome.audit = self._audit
+
+    def _append(self, event: str, facts: Mapping[str, JsonValue]) -> int:
+        return self._act.executor._append(event, {**self._open, **facts})
+
+    def _intend(self, facts: Mapping[str, JsonValue]) -> None:
+        self._open.update(facts)
+        self._lock.open_act(self._open)
+
+
+def _confirm(operation: AnyOperation, subject: Subject, request: Request) -> None:
+    if request.confirmed != subject.name:
+        raise UnconfirmedError(
+            f"{_doing(operation, subject)} cannot be undone and was not confirmed",
+            next_step=f"repeat the name {subject.name!r} as the confirmation; a dry run tells what would be lost",
+        )
+
+
+def _result(operation: AnyOperation, call: Call, **fields: Any) -> Result:
+    fields.setdefault("details", dict(call.details))
+    fields["warnings"] = [*fields.get("warnings", ()), *call.warnings]
+    return Result(operation=operation.name, subject=call.subject.as_json(), **fields)
+
+
+def _named(subject: Subject) -> str:
+    return f"{subject.kind} {subject.name}"
+
+
+def _doing(operation: AnyOperation, subject: Subject) -> str:
+    return f"{operation.verb} of {_named(subject)}" if subject.name else operation.name
+
+
+def _json(error: ControlError) -> dict[str, JsonValue]:
+    return {**error.as_json()}  # type: ignore[dict-item]
+
+
+@contextmanager
+def _mapped(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise from_libvirt(error, doing) from error

@@ -1,0 +1,68 @@
+"""The folders control may use: its own state, and those from which guests may be given files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.control.errors import InvalidError, UnreachableError
+
+
+@dataclass(frozen=True)
+class Folders:
+    """`state` is control's part of the state folder. `images` are the folders a guest's disks, ISOs, kernels,
+    firmware and seeds may lie in; `saves` is where memory images go (0700: they hold the guest's memory).
+    """
+
+    state: Path
+    images: tuple[Path, ...] = ()
+
+    @property
+    def locks(self) -> Path:
+        return self.state / "locks"
+
+    @property
+    def saves(self) -> Path:
+        return self.state / "saves"
+
+    @property
+    def seeds(self) -> Path:
+        return self.state / "seeds"
+
+    @property
+    def trail(self) -> Path:
+        return self.state / "audit.jsonl"
+
+    def private(self, folder: Path) -> Path:
+        """`folder`, made with mode 0700 if absent. Raises UnreachableError for a link, a file, or no right."""
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not stat.S_ISDIR(folder.lstat().st_mode):
+                raise NotADirectoryError(20, "is a link", str(folder))
+        except OSError as error:
+            raise UnreachableError(
+                f"the folder {folder} cannot be used ({error.strerror})",
+                next_step="set --state.directory to a folder of your own, or run as the account that owns it",
+            ) from error
+        return folder
+
+    def image(self, text: str, what: str) -> Path:
+        """An existing regular file or block device under one of `images`, links resolved.
+
+        Raises InvalidError for a relative path, one outside the folders, a missing or special file.
+        """
+        allowed = ", ".join(map(str, self.images)) or "none is configured"
+        if not os.path.isabs(text) or "\0" in text:
+            raise InvalidError(f"{what} {text!r} is not an absolute path", next_step=f"choose one under: {allowed}")
+        path = Path(os.path.realpath(text))
+        if not any(path.is_relative_to(os.path.realpath(folder)) for folder in self.images):
+            raise InvalidError(f"{what} {text} is outside the image folders", next_step=f"choose one under: {allowed}")
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            raise InvalidError(f"{what} {text}: {error.strerror}", next_step="check the path") from error
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise InvalidError(f"{what} {text} is neither a file nor a block device", next_step="choose another")
+        return path

@@ -1,0 +1,15 @@
+"""The one list of operations: a new area is one file and one line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exporter.control import lookup
+from exporter.control.operation import Operation
+
+OPERATIONS: tuple[Operation[Any], ...] = (*lookup.OPERATIONS,)
+
+
+def by_name() -> dict[str, Operation[Any]]:
+    """Every operation by its name, `domain.shutdown`."""
+    return {operation.name: operation for operation in OPERATIONS}

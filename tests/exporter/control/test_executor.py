@@ -1,0 +1,255 @@
+"""The frame that runs every operation: locks, the trail, confirmation, deadlines. On libvirt's test driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from exporter.control import lookup
+from exporter.control.audit import Trail, TrailDamagedError
+from exporter.control.connection import Session
+from exporter.control.domain import DomainOperation, find_domain
+from exporter.control.errors import (
+    BusyError,
+    InvalidError,
+    NotFoundError,
+    RefusedError,
+    TimedOutError,
+    UnconfirmedError,
+    UnreachableError,
+)
+from exporter.control.executor import Actor, Executor, Request
+from exporter.control.folders import Folders
+from exporter.control.operation import NoParameters, Plan
+
+TESTER = Actor("tester", "command line", reason="a test")
+
+
+NODE = """<node><domain type='test'><name>test</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
+<memory>8192</memory><os><type>hvm</type></os></domain></node>"""
+
+
+@pytest.fixture
+def session(tmp_path):
+    # A node file of our own: test:///default is one for the whole process.
+    (tmp_path / "node.xml").write_text(NODE)
+    session = Session(f"test://{tmp_path}/node.xml")
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return Folders(state=tmp_path / "control")
+
+
+@pytest.fixture
+def executor(session, folders):
+    return Executor(session, folders)
+
+
+class Pause(DomainOperation[NoParameters]):
+    """A real, small act, for the frame's sake."""
+
+    verb = "pause"
+    area = "test"
+    summary = "Pauses."
+
+    def plan(self, call, parameters):
+        return Plan(nothing_to_do=self.state(call, parameters)["state"] == "paused")
+
+    def act(self, call, parameters):
+        call.subject.handle.suspend()
+
+
+class Burn(Pause):
+    verb = "burn"
+    destructive = True
+
+
+class Stuck(Pause):
+    """Holds its domain until it is let go, as a libvirt call to a hung QEMU does."""
+
+    verb = "stuck"
+    deadline_s = 0.2
+
+    def __init__(self):
+        self.running = threading.Event()
+        self.let_go = threading.Event()
+
+    def act(self, call, parameters):
+        self.running.set()
+        self.let_go.wait(60)
+
+
+def run(executor, operation, reference="test", parameters=None, **request):
+    return executor.run(operation, reference, parameters or NoParameters(), Request(TESTER, **request))
+
+
+def events(folders):
+    return [record["event"] for record in Trail(folders.trail).records()]
+
+
+def test_an_act_is_told_before_and_after(executor, folders):
+    result = run(executor, Pause())
+    assert (result.changed, result.before["state"], result.after["state"]) == (True, "running", "paused")
+    begin, end = Trail(folders.trail).records()
+    assert (begin["event"], end["event"], begin["act"]) == ("begin", "end", end["act"])
+    assert (begin["actor"], begin["reason"], end["after"]["state"]) == ("tester", "a test", "paused")
+    assert result.audit == [1, 2]
+    assert Trail(folders.trail).verify() == 2
+
+
+def test_a_second_time_changes_nothing(executor, folders):
+    run(executor, Pause())
+    result = run(executor, Pause())
+    assert not result.changed
+    assert events(folders) == ["begin", "end", "unchanged"]
+
+
+def test_a_dry_run_changes_and_writes_nothing(executor, folders):
+    assert run(executor, Pause(), dry_run=True).dry_run
+    assert run(executor, lookup.ShowDomain()).details["state"] == "running"
+    assert not folders.trail.exists()
+
+
+def test_what_cannot_be_undone_needs_the_name(executor, folders):
+    with pytest.raises(UnconfirmedError, match="repeat the name 'test'"):
+        run(executor, Burn(), confirmed="tset")
+    assert events(folders) == ["refused"]
+    assert run(executor, Burn(), confirmed="test").changed
+
+
+@pytest.mark.parametrize("reference", ["test", "1", "6695eb01-f6a4-8304-79aa-97f2502e193f", "id:1", "name:test"])
+def test_found_by_each_way(session, reference):
+    assert find_domain(session, reference).uuid == "6695eb01-f6a4-8304-79aa-97f2502e193f"
+
+
+@pytest.mark.parametrize("reference", ["tesst", "99", "6695eb01-f6a4-8304-79aa-97f2502e1930", "name:1", "Ж", "../test"])
+def test_not_found_names_the_nearest(session, reference):
+    with pytest.raises(NotFoundError) as caught:
+        find_domain(session, reference)
+    assert (caught.value.nearest == ("test",)) == (reference in ("tesst", "../test"))
+
+
+@pytest.mark.parametrize("reference", ["", "a\0b", "x" * 5000, "a\nb"])
+def test_no_name_at_all_is_refused(session, reference):
+    with pytest.raises(InvalidError):
+        find_domain(session, reference)
+
+
+def test_a_name_that_is_anothers_id_is_ambiguous(session):
+    xml = "<domain type='test'><name>1</name><memory>1024</memory><os><type>hvm</type></os></domain>"
+    named_one = session.connection.defineXML(xml)
+    try:
+        with pytest.raises(RefusedError, match=r"name:1, id:1"):
+            find_domain(session, "1")
+        assert find_domain(session, "name:1").name == "1"
+        assert find_domain(session, "id:1").name == "test"
+    finally:
+        named_one.undefine()
+
+
+def test_a_late_answer_keeps_the_lock_and_is_told(executor, folders):
+    stuck = Stuck()
+    with pytest.raises(TimedOutError) as caught:
+        run(executor, stuck)
+    assert caught.value.outcome_unknown
+    with pytest.raises(BusyError, match=r"busy with domain\.stuck asked by tester"):
+        run(executor, Pause())
+    stuck.let_go.set()
+    assert run(executor, Pause(), lock_wait_s=30).changed
+    assert events(folders) == ["begin", "unanswered", "refused", "late", "begin", "end"]
+
+
+def test_another_process_is_excluded_and_its_death_explained(executor, folders):
+    """A real kill -9 in the middle of an act."""
+    script = f"""
+        import pathlib, sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from test_executor import *
+        stuck = Stuck()
+        stuck.deadline_s = 60
+        executor = Executor(Session("test:///default"), Folders(state=pathlib.Path({str(folders.state)!r})))
+        threading.Thread(target=run, args=(executor, stuck), daemon=True).start()
+        stuck.running.wait()
+        print("in the middle", flush=True)
+        threading.Event().wait()
+    """
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout.readline() == b"in the middle\n"
+        with pytest.raises(BusyError):
+            run(executor, Pause())
+        assert executor.explain_left_open({}) == []
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+    (explained,) = executor.explain_left_open({})
+    assert explained["operation"] == "domain.stuck"
+    assert "unknown" in explained["outcome"]
+    assert "not repeated" in explained["outcome"]
+    assert executor.explain_left_open({}) == []
+    assert run(executor, Pause()).changed
+    assert events(folders) == ["begin", "refused", "interrupted", "begin", "end"]
+    assert Trail(folders.trail).verify() == 5
+
+
+def test_without_a_trail_nothing_is_done(executor, session, folders):
+    folders.private(folders.state)
+    folders.trail.mkdir()
+    with pytest.raises(UnreachableError, match="nothing is done"):
+        run(executor, Pause())
+    assert find_domain(session, "test").handle.state()[0] == 1
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+@pytest.mark.parametrize("harm", ["change", "remove", "insert", "swap"])
+def test_a_changed_trail_shows(tmp_path, line, harm):
+    trail = Trail(tmp_path / "audit.jsonl")
+    for number in range(4):
+        trail.append("begin", {"number": number, "name": "a\nb\u2028 é"})
+    lines = trail.path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == trail.verify() == 4
+    if harm == "change":
+        lines[line] = lines[line].replace(b'"number":', b'"nUmber":')
+    elif harm == "remove":
+        del lines[line]
+    elif harm == "insert":
+        lines.insert(line, json.dumps({"sequence": line + 1, "hash": "0" * 64, "previous": "0" * 64}).encode() + b"\n")
+    else:
+        lines[line], lines[line + 1] = lines[line + 1], lines[line]
+    trail.path.write_bytes(b"".join(lines))
+    with pytest.raises(TrailDamagedError, match="line"):
+        trail.verify()
+
+
+@pytest.mark.parametrize("keep", [1, 40, -1])
+def test_a_torn_line_is_told_and_the_chain_goes_on(tmp_path, keep):
+    trail = Trail(tmp_path / "audit.jsonl")
+    trail.append("begin", {"number": 0})
+    whole = trail.path.read_bytes()
+    trail.append("begin", {"number": 1})
+    line = trail.path.read_bytes()[len(whole) :]
+    trail.path.write_bytes(whole + line[:keep])
+    trail.append("end", {"number": 2})
+    assert trail.verify() == (3 if keep == -1 else 2)
+    assert trail.records()[-1].get("torn_bytes_before") == (None if keep == -1 else keep)
+
+
+def test_writers_at_once_make_one_chain(tmp_path):
+    trail = Trail(tmp_path / "audit.jsonl")
+    threads = [threading.Thread(target=lambda: [trail.append("begin", {}) for _ in range(20)]) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert trail.verify() == 100
