@@ -1,8 +1,8 @@
 """The Prometheus page from a Batch; only values that changed are formatted again.
 
-The page is a list of pieces, kept between samples: a family's header, then for each row its ready prefix and
-its value.  A sample replaces the values that changed and joins.  For 88,000 series that is about 25 ms with all
-changed and 6 ms with none, where one family object a series takes 840 ms (docs/performance.md).
+The page is a list of pieces, kept between samples: for each row its ready prefix and its value, in turn.  A sample
+replaces the values that changed and joins.  A family's header stands in front of its first present row's prefix.
+Measured costs and what was tried besides: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
+import orjson
 
 from collectors.batch import Batch, Booleans, Floats, Integers, Plan
 from collectors.fields import Family, Kind
 
-_EXACT = float(2**53)
+_MANY = 0.4
+"""Share of changed values from which replacing all values at once is quicker than one by one."""
 
 
 class Exposition:
@@ -31,7 +33,8 @@ class Exposition:
         self._plan: Plan | None = None
         self._shown: Floats = np.empty(0)
         self._present: Booleans = np.empty(0, dtype=np.bool_)
-        self._header_places: list[tuple[int, int]] = []
+        self._pieces: list[str] = []
+        self._header_rows: list[tuple[int, int]] = []
         self.formatted = 0  # values formatted for the last page
         self.series = 0  # series on the last page
 
@@ -45,21 +48,29 @@ class Exposition:
         appeared = np.flatnonzero(present != self._present)
         self.formatted = len(changed)
         self.series = int(present.sum())
-        pieces = self._pieces
-        places = (self._place[changed] + 1).tolist()
-        for place, text in zip(places, format_values(values[changed]), strict=True):
-            pieces[place] = text
+        self._replace(changed, values)
         for row in appeared.tolist():
-            place = int(self._place[row])
-            if present[row]:
-                pieces[place] = self._prefixes[row]
-            else:
-                pieces[place] = pieces[place + 1] = ""
-        values[~present] = np.nan
+            self._pieces[2 * row] = self._prefixes[row] if present[row] else ""
+            if not present[row]:
+                self._pieces[2 * row + 1] = ""
         self._shown = values
         if len(appeared):
             self._present = present
-            self._show_headers(present)
+            self._find_headers()
+
+    def _replace(self, changed: Integers, values: Floats) -> None:
+        """Put the texts of the changed rows into their places."""
+        pieces = self._pieces
+        texts = format_values(values[changed])
+        if len(changed) == len(values):
+            pieces[1:-1:2] = texts
+        elif len(changed) > _MANY * len(values):
+            column = np.array(pieces[1:-1:2], dtype=object)
+            column[changed] = texts
+            pieces[1:-1:2] = column.tolist()
+        else:
+            for row, text in zip(changed.tolist(), texts, strict=True):
+                pieces[2 * row + 1] = text
 
     def text(self) -> bytes:
         """The page in text format 0.0.4."""
@@ -71,9 +82,12 @@ class Exposition:
 
     def _join(self, headers: Sequence[str]) -> bytes:
         pieces = self._pieces
-        for family, place in self._header_places:
-            pieces[place] = headers[family]
-        return "".join(pieces).encode()
+        # Each line begins with its break, so that a value's text needs none of its own; the page's first has none.
+        for row, family in self._header_rows:
+            pieces[2 * row] = headers[family] + self._prefixes[row]
+        for row, family in self._header_rows[:1]:
+            pieces[2 * row] = headers[family][1:] + self._prefixes[row]
+        return "".join(pieces).encode() if self._header_rows else b""
 
     def _lay_out(self, plan: Plan) -> None:
         """Prefixes in page order (by family, then record), and a place for each family's header."""
@@ -82,40 +96,35 @@ class Exposition:
         self._order = order[self._shown_families[family_of_row[order]]]
         sections = [placement.prefixes() for placement in plan.placements]
         flat = list(chain.from_iterable(part for section in zip(*sections, strict=True) for part in section))
-        self._prefixes = [flat[row] for row in self._order.tolist()]
+        self._prefixes = [f"\n{flat[row]}" for row in self._order.tolist()]
         self._family = family_of_row[self._order]
         rows = len(self._order)
-        first = np.ones(rows, dtype=np.bool_)
-        first[1:] = self._family[1:] != self._family[:-1]
-        self._first = np.flatnonzero(first)
-        # A header stands before the first row of its family, so each row moves by the headers so far.
-        self._place: Integers = 2 * np.arange(rows) + np.cumsum(first)
-        self._pieces = [""] * (2 * rows + len(self._first))
+        self._pieces = [*([""] * (2 * rows)), "\n"]
         self._shown = np.full(rows, np.nan)
         self._present = np.zeros(rows, dtype=np.bool_)
-        self._header_places = []
+        self._header_rows = []
         self._plan = plan
 
-    def _show_headers(self, present: Booleans) -> None:
-        """A family without a sample has no header either."""
-        for _, place in self._header_places:
-            self._pieces[place] = ""
-        shown = np.logical_or.reduceat(present, self._first) if len(self._first) else present
-        rows = self._first[shown]
-        self._header_places = list(zip(self._family[rows].tolist(), (self._place[rows] - 1).tolist(), strict=True))
+    def _find_headers(self) -> None:
+        """The first present row of each family: a family without a sample has no header either."""
+        for row, _ in self._header_rows:
+            self._pieces[2 * row] = self._prefixes[row] if self._present[row] else ""
+        rows = np.flatnonzero(self._present)
+        family = self._family[rows]
+        first = np.ones(len(rows), dtype=np.bool_)
+        first[1:] = family[1:] != family[:-1]
+        self._header_rows = list(zip(rows[first].tolist(), family[first].tolist(), strict=True))
 
 
 def format_values(values: Floats) -> list[str]:
-    """Each value with its line end; whole numbers without a point, which is shorter and quicker to format."""
-    with np.errstate(invalid="ignore"):
-        whole = (np.abs(values) < _EXACT) & (values == np.floor(values))
-    if whole.all():
-        return [f"{value}\n" for value in values.astype(np.int64).tolist()]
-    texts = np.empty(len(values), dtype=object)
-    texts[whole] = [f"{value}\n" for value in values[whole].astype(np.int64).tolist()]
-    texts[~whole] = [f"{value!r}\n" for value in values[~whole].tolist()]
-    found: list[str] = texts.tolist()
-    return found
+    """Each value's shortest exact text; whole numbers without a point.
+
+    orjson formats all of them in one call; what stands behind a comma is the next.
+    """
+    if not len(values):
+        return []
+    text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] + b","
+    return text.replace(b".0,", b",").decode()[:-1].split(",")
 
 
 def _header(family: Family, openmetrics: bool) -> str:
@@ -125,4 +134,4 @@ def _header(family: Family, openmetrics: bool) -> str:
     text = family.help.replace("\\", r"\\").replace("\n", r"\n")
     if openmetrics:
         text = text.replace('"', r"\"")
-    return f"# HELP {name} {text}\n# TYPE {name} {family.kind.value}\n"
+    return f"\n# HELP {name} {text}\n# TYPE {name} {family.kind.value}"
