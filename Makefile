@@ -48,7 +48,7 @@ lock:
 	@setup/install run
 	.venv/bin/python -m pip --disable-pip-version-check install --quiet pip-tools
 	$(COMPILE) $(ARGS) --output-file setup/build.lock setup/build.in
-	$(COMPILE) $(ARGS) --extra dev --extra embedded --output-file requirements.lock pyproject.toml setup/build.in
+	$(COMPILE) $(ARGS) --extra dev --extra embedded --extra fast --output-file requirements.lock pyproject.toml setup/build.in
 
 clean:
 	rm -rf .venv .state build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

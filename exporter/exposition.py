@@ -119,11 +119,11 @@ class Exposition:
 def format_values(values: Floats) -> list[str]:
     """Each value's shortest exact text; whole numbers without a point.
 
-    orjson formats all of them in one call; what stands behind a comma is the next.
+    orjson formats all of them in one call; adding zero turns -0 into 0.
     """
     if not len(values):
         return []
-    text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] + b","
+    text = orjson.dumps(values + 0.0, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] + b","
     return text.replace(b".0,", b",").decode()[:-1].split(",")
 
 
