@@ -22,8 +22,10 @@ LIBVIRT = (
     "collectors/limits.py", "exporter/control/", "exporter/demonstration/")
 PROMETHEUS_CLIENT = ("exporter/exposition.py", "exporter/page.py", "exporter/server.py", "exporter/control/")
 PYMONGO = ("exporter/archive/",)
-# What exporter/control may use of the rest of virtgauge.
-FOR_CONTROL = {"exporter.errors", "exporter.config", "exporter.server", "exporter.webconfig",
+# What exporter/control may use of the rest of virtgauge. Of the collectors: libvirt's event loop, of which a process
+# can have but one, and the names of states and reasons, so that control and metrics say the same words.
+FOR_CONTROL = {"collectors.connection", "collectors.domain", "exporter.nearest",
+               "exporter.errors", "exporter.config", "exporter.server", "exporter.webconfig",
                "exporter.archive.spool", "exporter.archive.writer", "exporter.version"}
 # Only these build the parts of the program and hand them to each other.
 BUILDERS = ("exporter/service.py", "exporter/cli.py", "exporter/command_exporter.py")
