@@ -57,14 +57,12 @@ def _run_event_loop() -> None:
         libvirt.virEventRunDefaultImpl()
 
 
-def is_dead(error: libvirt.libvirtError, connection: Any) -> bool:
-    """Whether an error means that the connection is gone and must be opened anew."""
-    if error.get_error_domain() == libvirt.VIR_FROM_RPC or error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR:
-        return True
+def _is_alive(connection: Any) -> bool:
+    """Whether the socket is open as far as the client knows; no call to the daemon."""
     try:
-        return not connection.isAlive()
+        return bool(connection.isAlive())
     except libvirt.libvirtError:
-        return True
+        return False
 
 
 class Opener:
@@ -113,10 +111,22 @@ class Session:
 
     @property
     def connection(self) -> Any:
-        """The open virConnect, opened now if there is none.  Raises ConnectionDownError."""
+        """The open virConnect, opened now if there is none or it died.  Raises ConnectionDownError."""
+        if self._connection is not None and not _is_alive(self._connection):
+            self.close()
         if self._connection is None:
             self._connection = self._opener.open()
         return self._connection
+
+    def open(self) -> None:
+        """Open the connection if there is none or it died.  Raises ConnectionDownError."""
+        _ = self.connection
+
+    def lost(self, error: libvirt.libvirtError) -> bool:
+        """Whether an error means that the connection is gone; the next use opens another.  Never blocks."""
+        if self._connection is None:
+            return True
+        return error.get_error_domain() == libvirt.VIR_FROM_RPC or not _is_alive(self._connection)
 
     def domains(self, uuids: Iterable[str]) -> list[Any]:
         """This connection's virDomain objects of the uuids; those that are gone are left out.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import libvirt
 
-from .connection import Session, is_dead
+from .connection import Session
 from .domain_xml import (
     BLOCK_INFO,
     BLOCK_LIMITS,
@@ -186,7 +186,7 @@ class Inventory:
         try:
             definition = parse(domain.XMLDesc(0))
         except libvirt.libvirtError as error:
-            if is_dead(error, session.connection):
+            if session.lost(error):
                 raise
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:  # else it is gone meanwhile
                 self._failed(key[0], domain.name(), str(error))

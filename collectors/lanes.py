@@ -15,22 +15,55 @@ from typing import Any
 
 import libvirt
 
-from .connection import ConnectionDownError, Opener, Session, is_dead
+from .connection import ConnectionDownError, Opener, Session
 
 log = logging.getLogger(__name__)
 
 Work = Callable[[Session], Any]
 
+MOST_RISKY_CALLS = 6
+"""Calls that may hang and are out at the same time: libvirtd has 20 workers for everybody."""
+
+
+class Slots:
+    """The right to have a call out that may hang; one for each call, from its start until it comes back.
+
+    Shared by all pools of a target.  Any thread.
+    """
+
+    def __init__(self, most: int = MOST_RISKY_CALLS) -> None:
+        self._lock = threading.Lock()
+        self._left = most
+
+    @property
+    def left(self) -> int:
+        """Slots that nobody holds; may change at once."""
+        return self._left
+
+    def take(self, reserve: int = 0) -> bool:
+        """Take a slot if more than ``reserve`` are left; whether it was taken."""
+        with self._lock:
+            if self._left <= reserve:
+                return False
+            self._left -= 1
+            return True
+
+    def give(self) -> None:
+        """Return a slot."""
+        with self._lock:
+            self._left += 1
+
 
 class Call:
     """One piece of work given to a lane.  ``result`` or ``error`` is set before it is put on ``done``."""
 
-    __slots__ = ("done", "error", "finished_s", "lane", "left", "result", "started_s", "tag", "work")
+    __slots__ = ("done", "error", "finished_s", "lane", "left", "result", "slots", "started_s", "tag", "work")
 
-    def __init__(self, work: Work, done: queue.SimpleQueue[Call], tag: Any = None) -> None:
+    def __init__(self, work: Work, done: queue.SimpleQueue[Call], tag: Any, slots: Slots | None) -> None:
         self.work = work
         self.done = done
         self.tag = tag
+        self.slots = slots  # where its slot is to be returned
         self.started_s = 0.0
         self.finished_s: float | None = None
         self.result: Any = None
@@ -42,10 +75,10 @@ class Call:
 class Lane:
     """A daemon thread with a Session; does one Call at a time.  ``submit`` only when it is idle."""
 
-    def __init__(self, opener: Opener, number: int) -> None:
+    def __init__(self, opener: Opener, name: str) -> None:
         self._session = Session(opener)
         self._inbox: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"lane-{number}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, call: Call) -> None:
@@ -58,41 +91,50 @@ class Lane:
         self._inbox.put(None)
 
     def _run(self) -> None:
-        while (call := self._inbox.get()) is not None:
-            try:
-                call.result = call.work(self._session)
-            except ConnectionDownError as error:
-                call.error = error
-            except libvirt.libvirtError as error:
-                call.error = error
-                self._after_error(error)
-            except Exception as error:  # a bug in one call must not end the lane
-                log.exception("call in a lane failed")
-                call.error = error
-            call.finished_s = time.monotonic()
-            call.done.put(call)
+        while self._do_next():
+            pass
         self._session.close()
 
-    def _after_error(self, error: libvirt.libvirtError) -> None:
+    def _do_next(self) -> bool:
+        """One call; its answer is not kept here while the lane waits for the next."""
+        call = self._inbox.get()
+        if call is None:
+            return False
         try:
-            connection = self._session.connection
-        except ConnectionDownError:
-            return
-        if is_dead(error, connection):
-            self._session.close()
+            call.result = call.work(self._session)
+        except Exception as error:  # a bug in one call must not end the lane
+            if isinstance(error, libvirt.libvirtError):
+                if self._session.lost(error):
+                    self._session.close()
+            elif not isinstance(error, ConnectionDownError):
+                log.exception("call in a lane failed")
+            # The frames would keep the connection's objects, and with them its socket, alive.
+            call.error = error.with_traceback(None)
+            call.error.__context__ = call.error.__cause__ = None
+        call.finished_s = time.monotonic()
+        if call.slots is not None:
+            call.slots.give()
+        call.done.put(call)
+        return True
 
 
 class LanePool:
-    """The lanes of one target: at most ``lanes`` at work and ``most_stuck`` stuck.  One thread at a time."""
+    """Lanes for one asker: at most ``lanes`` calls that are waited for, besides those that were left.
 
-    def __init__(self, opener: Opener, lanes: int, most_stuck: int = 6) -> None:
+    Used by one thread.  ``slots`` is shared with the target's other pools.
+    """
+
+    def __init__(self, opener: Opener, lanes: int, slots: Slots | None = None, name: str = "lane") -> None:
         self._opener = opener
         self.lanes = lanes
-        self.most_stuck = most_stuck
+        self.slots = slots or Slots()
+        self._name = name
         self._idle: list[Lane] = []
         self._busy: set[Call] = set()
         self._stuck: set[Call] = set()
         self._made = 0
+        self.late = 0
+        """Calls that came back after they had been left."""
         self.done: queue.SimpleQueue[Call] = queue.SimpleQueue()
 
     @property
@@ -113,12 +155,15 @@ class LanePool:
         """Whether another call may start now."""
         return len(self._busy) < self.lanes
 
-    def start(self, work: Work, tag: Any = None) -> Call:
-        """Give the work to an idle lane or a new one; its Call appears on ``done``.  Only if ``free()``."""
+    def start(self, work: Work, tag: Any = None, with_slot: bool = False) -> Call:
+        """Give the work to an idle lane or a new one; its Call appears on ``done``.  Only if ``free()``.
+
+        ``with_slot``: a slot was taken for it, which goes back when the call does.
+        """
         if not self._idle:
             self._made += 1
-            self._idle.append(Lane(self._opener, self._made))
-        call = Call(work, self.done, tag)
+            self._idle.append(Lane(self._opener, f"{self._name}-{self._made}"))
+        call = Call(work, self.done, tag, self.slots if with_slot else None)
         self._busy.add(call)
         self._idle.pop().submit(call)
         return call
@@ -129,36 +174,28 @@ class LanePool:
         self._busy.discard(call)
         self._stuck.add(call)
 
-    def may_leave(self) -> bool:
-        """Whether one more stuck call stays within the limit."""
-        return len(self._stuck) < self.most_stuck
-
     def next_done(self, timeout_s: float) -> Call | None:
-        """The next call that came back and was not given up; None after ``timeout_s``."""
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            try:
-                call = self.done.get(timeout=max(0.0, deadline_s - time.monotonic()))
-            except queue.Empty:
-                return None
-            self._return(call)
-            if not call.left:
-                return call
+        """The next call that came back, left ones too (see ``Call.left``); None after ``timeout_s``."""
+        try:
+            call = self.done.get(timeout=max(0.0, timeout_s))
+        except queue.Empty:
+            return None
+        self._return(call)
+        return call
 
-    def collect_late(self) -> int:
-        """Take back the lanes of stuck calls that have come back meanwhile; how many."""
-        count = 0
+    def collect_late(self) -> None:
+        """Take back the lanes of calls that have come back meanwhile and throw their answers away."""
         while True:
             try:
                 call = self.done.get_nowait()
             except queue.Empty:
-                return count
+                return
             self._return(call)
-            count += 1
 
     def _return(self, call: Call) -> None:
         self._busy.discard(call)
         self._stuck.discard(call)
+        self.late += call.left
         assert call.lane is not None
         if len(self._idle) + len(self._busy) < self.lanes:
             self._idle.append(call.lane)

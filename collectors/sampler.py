@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from .background import Background
 from .bulk import SAFE_GROUPS, ChunkAnswer, DomainStats, Roster, group_bits, read_chunk, read_roster
 from .domain import STATES
 from .fields import Collector, Constant
 from .inventory import Inventory
 from .lanes import Call, LanePool
+from .periodic import RunningDomain, Scope
 from .snapshot import Record, Snapshot, Subject, Value
 
 log = logging.getLogger(__name__)
@@ -54,10 +56,12 @@ class _Round:
 class Sampler:
     """Samples one target.  All methods in one thread."""
 
-    def __init__(self, pool: LanePool, inventory: Inventory, collectors: Iterable[Collector], chunk: int = 12,
-                 constants: tuple[Constant, ...] = (), wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, pool: LanePool, inventory: Inventory, collectors: Iterable[Collector],
+                 background: Background, chunk: int = 12, constants: tuple[Constant, ...] = (),
+                 wall_clock: Callable[[], float] = time.time) -> None:
         self._pool = pool
         self._inventory = inventory
+        self._background = background
         self._collectors = tuple(collectors)
         groups = {"state", *(group for collector in self._collectors for group in collector.groups)}
         self._mask = group_bits(groups)
@@ -70,14 +74,13 @@ class Sampler:
         self._inventory_read = True
         self._sequence = 0
         self._hedged = 0
-        self._late = 0
         self.page_series = 0
         self.error = ""  # libvirt's words while it does not answer
 
     def sample(self, deadline: Callable[[], float]) -> Snapshot:
         """Sample all domains.  ``deadline`` gives the monotonic time by which to be done; it may come nearer."""
         wall_time_s = self._wall_clock()
-        self._late += self._pool.collect_late()
+        self._pool.collect_late()
         round_ = _Round(time.monotonic(), deadline)
         round_.roster = self._read_roster(round_)
         if round_.roster is not None:
@@ -93,7 +96,7 @@ class Sampler:
 
         A daemon that hangs gets one such call, not one a scrape: it would answer them all when it wakes up.
         """
-        if any(call.tag == _ROSTER for call in self._pool.stuck_calls) or not self._pool.may_leave():
+        if any(call.tag == _ROSTER for call in self._pool.stuck_calls):
             self.error = "libvirt does not answer"
             return None
         call = self._pool.start(read_roster, _ROSTER)
@@ -126,7 +129,7 @@ class Sampler:
             next_late_s = min(call.started_s for call in calls) + HEDGE_AFTER_S
             limit_s = min(next_late_s, round_.deadline())
             done = self._pool.next_done(max(0.0, limit_s - time.monotonic()))
-            if done is not None:
+            if done is not None and not done.left:
                 self._take(round_, calls.pop(done, None), done)
             elif round_.left_s() <= 0:
                 break
@@ -142,7 +145,8 @@ class Sampler:
         while round_.waiting and self._pool.free():
             chunk = round_.waiting[0]
             mask = self._mask
-            if self._pool.in_flight + self._pool.stuck >= self._pool.most_stuck:
+            with_slot = self._pool.slots.take()
+            if not with_slot:
                 if self._pool.in_flight:
                     return  # its answer may make room
                 mask, chunk.safe_only = self._safe_mask, True
@@ -152,7 +156,7 @@ class Sampler:
             def work(session: object, uuids: tuple[str, ...] = uuids, mask: int = mask) -> ChunkAnswer:
                 return read_chunk(session, uuids, mask)  # type: ignore[arg-type]
 
-            calls[self._pool.start(work, "chunk")] = chunk
+            calls[self._pool.start(work, "chunk", with_slot)] = chunk
 
     def _take(self, round_: _Round, chunk: _Chunk | None, call: Call) -> None:
         if chunk is None:
@@ -191,15 +195,34 @@ class Sampler:
 
     def _snapshot(self, round_: _Round, wall_time_s: float) -> Snapshot:
         records = [*self._domain_records(round_)]
+        self._background.saw(self._scope(round_))
+        if round_.roster is not None:
+            hung = self._hung(round_)
+            records += self._background.records({key: r for r in records if (key := r.subject.key)[0] not in hung})
         round_.failed -= round_.answers.keys()
         duration_s = round_.finished_s - round_.started_s
         complete = round_.roster is not None and not round_.failed and all(
             domain.complete for _, domain in round_.answers.values())
         success = {collector.name: self._succeeded(collector, round_, complete) for collector in self._collectors}
         durations = {collector.name: duration_s for collector in self._collectors}
+        for name in self._background.collectors:
+            del success[name], durations[name]
+        for name, (succeeded, took_s) in self._background.status().items():
+            success[name], durations[name] = succeeded and round_.roster is not None, took_s
         records.append(self._own_record(round_, success, durations))
         return Snapshot(self._sequence, round_.started_s, round_.finished_s, wall_time_s, round_.roster is not None,
                         tuple(records), success, durations)
+
+    def _hung(self, round_: _Round) -> frozenset[str]:
+        """Domains whose monitor is held up: what was known of them must not stand any longer."""
+        partial = {uuid for uuid, (_, d) in round_.answers.items() if d.stats.get("sample.reason") == "monitor"}
+        return frozenset(partial | round_.failed)
+
+    def _scope(self, round_: _Round) -> Scope | None:
+        if round_.roster is None:
+            return None
+        running = tuple(RunningDomain(e.uuid, e.id, e.name) for e in round_.roster.entries if e.id >= 0)
+        return Scope(running, self._hung(round_))
 
     def _succeeded(self, collector: Collector, round_: _Round, complete: bool) -> bool:
         if round_.roster is None:
@@ -233,8 +256,10 @@ class Sampler:
     def _own_record(self, round_: _Round, success: Mapping[str, bool], durations: Mapping[str, float]) -> Record:
         stats: dict[str, Value] = {
             "libvirt.up": round_.roster is not None,
-            "sampler.in_flight": self._pool.in_flight, "sampler.stuck": self._pool.stuck,
-            "sampler.hedged": self._hedged, "sampler.late": self._late, "sampler.samples": self._sequence,
+            "sampler.in_flight": self._pool.in_flight + self._background.pool.in_flight,
+            "sampler.stuck": self._pool.stuck + self._background.pool.stuck,
+            "sampler.hedged": self._hedged, "sampler.late": self._pool.late + self._background.pool.late,
+            "sampler.samples": self._sequence,
             "page.series": self.page_series}
         for name in success:
             stats[f"collector.{name}.success"] = success[name]

@@ -6,14 +6,15 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from collectors import COLLECTORS
+from collectors import COLLECTORS, SOURCES
+from collectors.background import Background
 from collectors.batch import Builder
 from collectors.bulk import build_info
 from collectors.connection import Opener
 from collectors.events import EventListener
 from collectors.fields import Collector
 from collectors.inventory import Inventory
-from collectors.lanes import LanePool
+from collectors.lanes import LanePool, Slots
 from collectors.layout import Compiler
 from collectors.sampler import Sampler
 from collectors.sampling import sampling
@@ -27,6 +28,8 @@ from .server import serve_sockets
 from .version import VERSION
 
 log = logging.getLogger(__name__)
+
+BACKGROUND_LANES = 2
 
 
 def collector_defaults() -> dict[str, bool]:
@@ -42,11 +45,15 @@ class Exporter:
         opener = Opener(settings.libvirt.uri)
         self.inventory = Inventory()
         self.events = EventListener(Opener(settings.libvirt.uri), self.inventory)
-        self.pool = LanePool(opener, settings.sampling.lanes)
+        slots = Slots()
+        self.pool = LanePool(opener, settings.sampling.lanes, slots)
+        slow = LanePool(opener, BACKGROUND_LANES, slots, "background")
+        self.background = Background(slow, [SOURCES[c.name]() for c in enabled if c.name in SOURCES])
         own = sampling(enabled)
         compiler = Compiler([own, *enabled])
         builder = Builder(compiler)
-        sampler = Sampler(self.pool, self.inventory, enabled, settings.sampling.chunk, build_info(VERSION))
+        sampler = Sampler(self.pool, self.inventory, enabled, self.background, settings.sampling.chunk,
+                          build_info(VERSION))
         self.target = Target(sampler, builder, settings.sampling.max_age, settings.sampling.interval)
         registry = None if settings.web.disable_exporter_metrics else process_registry()
         self.page = TargetPage(self.target, builder.catalogue.families, families_of([own, *enabled]), registry)
@@ -54,11 +61,13 @@ class Exporter:
     def start(self) -> None:
         """Start the threads; libvirt need not be there yet."""
         self.events.start()
+        self.background.start()
         self.target.start()
 
     def stop(self) -> None:
         """End threads and connections; waits for none that libvirt holds up."""
         self.target.stop()
+        self.background.stop()
         self.events.stop()
         self.page.close()
         self.pool.stop()

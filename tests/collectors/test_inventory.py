@@ -54,6 +54,9 @@ class FakeSession:
     def __init__(self, *domains: FakeDomain) -> None:
         self._domains = domains
 
+    def lost(self, error: libvirt.libvirtError) -> bool:
+        return error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR
+
     def domains(self, uuids: Iterable[str]) -> list[FakeDomain]:
         wanted = set(uuids)
         return [domain for domain in self._domains if domain.uuid in wanted]
