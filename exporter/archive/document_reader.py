@@ -1,0 +1,89 @@
+"""Finds documents of the archive: the right partitions, the index, RawBSON, one schema version. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo.database import Database
+
+from exporter.archive.documents import (
+    META,
+    RAW,
+    SCHEMA_VERSION,
+    SERIES_INDEX_NAME,
+    Column,
+    Document,
+    Resolution,
+    binary_uuid,
+    moment,
+)
+from exporter.archive.history_errors import HistoryError
+from exporter.archive.raw_columns import wanted_projection
+from exporter.archive.timespan import Span
+
+QUERY_TIME_MS = 30_000
+"""What the server gives one query."""
+
+_HEAD = ("schema", "start", "end", "host", "offsets_ms")
+# A raw document may begin a window before the span; one more holds the sample that the first rate needs.
+_RAW_MARGIN_S = 2.0 * RAW.span_s + 30.0
+
+Unsealed = Callable[[UUID], Sequence[Document]]
+"""The raw documents of windows that are not in the database yet; any thread."""
+
+
+class DocumentReader:
+    """Reads one database. Any thread; every method blocks and raises what pymongo raises, and HistoryError."""
+
+    def __init__(self, database: Database[Any], unsealed: Unsealed | None = None) -> None:
+        options: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument, tz_aware=True)
+        self.database = database
+        self._raw_database = database.with_options(codec_options=options)
+        self._unsealed = unsealed
+
+    def collection_names(self) -> list[str]:
+        """Names of all collections."""
+        return self.database.list_collection_names()
+
+    def documents(
+        self, names: Sequence[str], resolution: Resolution, uuid: UUID, span: Span, columns: Sequence[Column]
+    ) -> Iterator[Mapping[str, Any]]:
+        """The documents of these collections that may reach into the span, by start; with these columns only."""
+        margin_s = _RAW_MARGIN_S if resolution is RAW else resolution.span_s
+        since, until = moment(max(0, int((span.start_s - margin_s) * 1000))), moment(int(span.end_s * 1000))
+        projection = wanted_projection(columns, _HEAD if resolution is RAW else (*_HEAD, "samples"))
+        for name in resolution.collections(names, since, until + timedelta(milliseconds=1)):
+            cursor = self._raw_database[name].find(
+                {"uuid": binary_uuid(uuid), "start": {"$gte": since, "$lt": until}},
+                projection,
+                sort=[("start", 1)],
+                hint=SERIES_INDEX_NAME,
+                batch_size=500,
+                max_time_ms=QUERY_TIME_MS,
+            )
+            for document in cursor:
+                _check_version(document.get("schema"), name)
+                yield document
+
+    def unsealed(self, uuid: UUID) -> Sequence[Document]:
+        """The windows that are not in the database yet."""
+        return self._unsealed(uuid) if self._unsealed is not None else ()
+
+    def check_schema(self) -> None:
+        """Raises HistoryError where the database is of a newer schema than this program knows."""
+        found = self.database[META].find_one({"_id": "schema"}, max_time_ms=QUERY_TIME_MS)
+        if found is not None:
+            _check_version(found.get("version"), META)
+
+
+def _check_version(version: object, where: str) -> None:
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise HistoryError(
+            f"the archive's {where} has schema version {version}, this virtgauge knows {SCHEMA_VERSION}; "
+            "read it with the newer virtgauge that wrote it"
+        )

@@ -1,0 +1,135 @@
+"""Which resolution covers which part of a span, and the points of all parts together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from exporter.archive.document_reader import DocumentReader
+from exporter.archive.documents import RAW, RESOLUTIONS, VALUES, Column, Document, Resolution, partition_span
+from exporter.archive.field_points import columns_of, raw_points, rollup_points
+from exporter.archive.history_fields import HistoryField
+from exporter.archive.points import Points, join
+from exporter.archive.raw_columns import RESTART_COLUMNS, raw_columns
+from exporter.archive.rollup_columns import rollup_columns
+from exporter.archive.timespan import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of the span and what it was read from: `raw`, `five_minutes` or `hourly`."""
+
+    resolution: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FoundParts:
+    """Points of each (field, device), ascending in time, and what they were read from."""
+
+    parts: list[Part]
+    points: dict[tuple[HistoryField, str], Points]
+    unsealed: bool
+
+
+class PartReader:
+    """One question: which resolution covers which part of the span."""
+
+    def __init__(
+        self, documents: DocumentReader, uuid: UUID, fields: Sequence[HistoryField]
+    ) -> None:
+        self._documents = documents
+        self._names = documents.collection_names()
+        self._uuid = uuid
+        self._fields = tuple(fields)
+        self._columns = tuple(dict.fromkeys(column for field in fields for column in columns_of(field)))
+        self._parts: list[Part] = []
+        self._pieces: dict[tuple[HistoryField, str], list[Points]] = {}
+        self._live = False
+
+    def read(self, span: Span, resolution: Resolution) -> FoundParts:
+        """Every point of the span at that resolution, and at others where it does not reach. Once an object."""
+        order = RESOLUTIONS.index(resolution)
+        begins_s = self._begin_s(resolution)
+        if begins_s > span.start_s and order + 1 < len(RESOLUTIONS):
+            # Older than the oldest partition: dropped at this resolution, perhaps kept at a coarser one.
+            self._read_coarser(Span(span.start_s, min(begins_s, span.end_s)), order + 1)
+        if begins_s < span.end_s:
+            self._read_down(Span(max(span.start_s, begins_s), span.end_s), order)
+        points = {(f, device): _joined(f, pieces) for (f, device), pieces in self._pieces.items()}
+        return FoundParts(self._parts, points, self._live)
+
+    def _begin_s(self, resolution: Resolution) -> float:
+        """Where the oldest partition begins; infinite where there is none, except that raw may be unsealed yet."""
+        spans = [partition_span(name) for name in self._names if name.startswith(resolution.name + "_")]
+        begins = [span[0].timestamp() for span in spans if span is not None]
+        return min(begins) if begins else (time.time() - 3600 if resolution is RAW else float("inf"))
+
+    def _read_coarser(self, span: Span, order: int) -> None:
+        """The coarser resolutions, the finest first, for what is older than the finer ones reach."""
+        begins_s = self._begin_s(RESOLUTIONS[order])
+        if begins_s > span.start_s and order + 1 < len(RESOLUTIONS):
+            self._read_coarser(Span(span.start_s, min(begins_s, span.end_s)), order + 1)
+        if begins_s < span.end_s:
+            self._read_rollups(Span(max(span.start_s, begins_s), span.end_s), RESOLUTIONS[order])
+
+    def _read_down(self, span: Span, order: int) -> None:
+        """This resolution up to where it ends, then the finer ones."""
+        if order == 0:
+            self._read_raw(span)
+            return
+        end_s = self._read_rollups(span, RESOLUTIONS[order])
+        if end_s < span.end_s:
+            self._read_down(Span(max(span.start_s, end_s), span.end_s), order - 1)
+
+    def _read_rollups(self, span: Span, resolution: Resolution) -> float:
+        documents = self._documents.documents(self._names, resolution, self._uuid, span, self._columns)
+        rolled = rollup_columns(documents, self._columns)
+        end_s = min(max(rolled.end_s, span.start_s), span.end_s)
+        if end_s > span.start_s:
+            self._parts.append(Part(resolution.name, span.start_s, end_s))
+        for field in self._fields:
+            for device, points in rollup_points(field, rolled).items():
+                # The point in whose middle the span begins belongs to it.
+                inside = points.between(span.start_s - resolution.step_s + 0.001, end_s)
+                self._pieces.setdefault((field, device), []).append(inside)
+        return end_s
+
+    def _read_raw(self, span: Span) -> None:
+        columns = [*self._columns, *(Column(VALUES, name, False, 1.0, "") for name in RESTART_COLUMNS)]
+        stored = list(self._documents.documents(self._names, RAW, self._uuid, span, columns))
+        live = [d for d in self._documents.unsealed(self._uuid) if d["start"].timestamp() < span.end_s]
+        self._live = bool(live)
+        raw = raw_columns(_merged(stored, live), columns)
+        self._parts.append(Part(RAW.name, span.start_s, span.end_s))
+        for field in self._fields:
+            for device, points in raw_points(field, raw).items():
+                inside = points.between(span.start_s, span.end_s)
+                self._pieces.setdefault((field, device), []).append(inside)
+
+
+def _merged(stored: list[Mapping[str, Any]], live: list[Document]) -> list[Mapping[str, Any]]:
+    """Stored and unsealed documents by start; a window that was sealed meanwhile counts once."""
+    known = {(d["start"], bytes(d["host"])) for d in stored}
+    fresh = [d for d in live if (d["start"], bytes(d["host"])) not in known]
+    return sorted([*stored, *fresh], key=lambda document: document["start"]) if fresh else stored
+
+
+def _joined(field: HistoryField, pieces: Sequence[Points]) -> Points:
+    """One after the other. A counter's growth out of roll-ups is moved to end where the next piece begins."""
+    if not field.is_counter:
+        return join(list(pieces))
+    found: list[Points] = []
+    for piece in reversed(pieces):
+        mine, following = piece.known(), found[-1].known() if found else piece.known()
+        if found and len(mine) and len(following):
+            shift = float(following.average[0] - mine.average[-1])
+            piece = replace(
+                piece, minimum=piece.minimum + shift, average=piece.average + shift, maximum=piece.maximum + shift
+            )
+        found.append(piece)
+    return join(found[::-1])

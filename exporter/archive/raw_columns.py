@@ -1,0 +1,124 @@
+"""Raw documents of one object to columns over its whole time: numpy arrays, and where the counters began anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from exporter.archive.documents import VALUES, Column, milliseconds
+from exporter.archive.points import Floats, Integers
+
+Key = tuple[str, str, str]
+"""(group, device, column); the device is empty for the object's own values."""
+
+RESTART_COLUMNS = ("cpu_time_ns", "started_s")
+"""The object's own columns that tell a restart: its CPU time steps back, or its process has another start time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawColumns:
+    """`times_s` (float64, seconds since the epoch) and columns of the same length in libvirt's units, NaN unknown.
+
+    `lives` (int64) changes where every counter may have begun anew: restart, other host, clock set back.
+    """
+
+    times_s: Floats
+    lives: Integers
+    columns: Mapping[Key, Floats]
+
+    def devices(self, group: str, name: str) -> list[str]:
+        """Names of the devices that have the column, sorted with 10 behind 9; [''] for the object's own."""
+        return sorted((d for g, d, n in self.columns if (g, n) == (group, name)), key=device_order)
+
+    def column(self, group: str, device: str, name: str) -> Floats:
+        """The column, all NaN where no document has it."""
+        found = self.columns.get((group, device if group != VALUES else "", name))
+        return found if found is not None else np.full(len(self.times_s), np.nan)
+
+
+def device_order(device: str) -> tuple[int, int, str]:
+    """vCPU 10 behind vCPU 9, and all else by its letters."""
+    return (0, int(device), "") if device.isascii() and device.isdigit() else (1, 0, device)
+
+
+def wanted_projection(columns: Iterable[Column], head: Sequence[str]) -> dict[str, int]:
+    """The projection of a find that gives these columns and the fields of the head, and nothing else."""
+    found = dict.fromkeys(head, 1)
+    for column in columns:
+        found[f"{column.group}.{column.name}"] = 1
+        if column.group != VALUES:
+            found[f"{column.group}.device"] = 1
+    return {"_id": 0, **found}
+
+
+def raw_columns(documents: Iterable[Mapping[str, Any]], wanted: Iterable[Column]) -> RawColumns:
+    """The columns of raw documents in the order of their starts."""
+    names = _names_by_group(wanted)
+    offsets: list[Floats] = []
+    lives: list[Integers] = []
+    pieces: dict[Key, list[tuple[int, Sequence[Any]]]] = {}
+    rows, life = 0, 0
+    before: tuple[datetime, Any] | None = None
+    for document in documents:
+        start, end, host = document["start"], document["end"], document.get("host")
+        # A document that begins before the last one's end was written after the clock was set back.
+        if before is not None and (start < before[0] or host != before[1]):
+            life += 1
+        before = end, host
+        times = milliseconds(start) + np.asarray(document["offsets_ms"], dtype=np.float64)
+        for key, column in _columns_of(document, names):
+            if len(column) == len(times):
+                pieces.setdefault(key, []).append((rows, column))
+        offsets.append(times)
+        lives.append(np.full(len(times), life, dtype=np.int64))
+        rows += len(times)
+    times_s = np.concatenate(offsets) / 1000 if offsets else np.empty(0)
+    columns = {key: _filled(rows, parts) for key, parts in pieces.items()}
+    joined = np.concatenate(lives) if lives else np.empty(0, dtype=np.int64)
+    return RawColumns(times_s, joined + _restarts(columns, rows), columns)
+
+
+def _names_by_group(wanted: Iterable[Column]) -> dict[str, set[str]]:
+    names: dict[str, set[str]] = {}
+    for column in wanted:
+        names.setdefault(column.group, set()).add(column.name)
+    return names
+
+
+def _columns_of(document: Mapping[str, Any], names: Mapping[str, set[str]]) -> Iterable[tuple[Key, Sequence[Any]]]:
+    for group, wanted in names.items():
+        found = document.get(group)
+        if found is None:
+            continue
+        for entry in [found] if group == VALUES else found:
+            device = "" if group == VALUES else str(entry["device"])
+            for name in wanted:
+                column = entry.get(name)
+                if column is not None:
+                    yield (group, device, name), column
+
+
+def _filled(rows: int, pieces: Sequence[tuple[int, Sequence[Any]]]) -> Floats:
+    values = np.full(rows, np.nan)
+    for first, column in pieces:
+        # None becomes NaN.
+        values[first : first + len(column)] = np.array(column, dtype=np.float64)
+    return values
+
+
+def _restarts(columns: Mapping[Key, Floats], rows: int) -> Integers:
+    """Number of restarts up to each row, told by the restart columns."""
+    marks = np.zeros(rows, dtype=np.int64)
+    for name in RESTART_COLUMNS:
+        values = columns.get((VALUES, "", name))
+        if values is None:
+            continue
+        known = np.flatnonzero(~np.isnan(values))
+        change = np.diff(values[known])
+        # The start time is computed from clock ticks and the boot time; it may wander by a fraction of a second.
+        marks[known[1:][change < 0 if name == "cpu_time_ns" else np.abs(change) > 2]] = 1
+    return np.cumsum(marks)
