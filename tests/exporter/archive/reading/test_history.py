@@ -7,14 +7,6 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from archived import (
-    HOURLY,
-    Guest,
-    raw_documents,
-    rollup_documents,
-    samples,
-    store,
-)
 from pymongo import MongoClient
 from pymongo.monitoring import CommandListener
 
@@ -27,6 +19,14 @@ from exporter.archive.history_errors import HistoryError
 from exporter.archive.history_fields import HistoryFields
 from exporter.archive.timespan import Span
 from exporter.errors import UsageError
+from tests.exporter.archive.reading.archived import (
+    HOURLY,
+    Guest,
+    raw_documents,
+    rollup_documents,
+    samples,
+    store,
+)
 
 pytestmark = pytest.mark.live
 
