@@ -47,8 +47,8 @@ class Cadence:
     def mask(self, key: Key, now_s: float) -> int:
         """The bulk call's group bits for a domain (uuid, id) at this monotonic time."""
         groups = self._groups
-        if self._kernel is not None and self._kernel.serves(key):
-            groups -= KERNEL_GROUPS
+        if self._kernel is not None and (self._kernel.serves(key) or not self._kernel.decided(key)):
+            groups -= KERNEL_GROUPS  # while undecided neither gives them: the source of a counter never changes
         if "balloon" in groups and not self._balloon_due(key, now_s):
             groups -= {"balloon"}
         mask = self._masks.get(groups)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 import libvirt
 
@@ -63,6 +64,15 @@ def _is_alive(connection: Any) -> bool:
         return bool(connection.isAlive())
     except libvirt.libvirtError:
         return False
+
+
+def is_local(uri: str | None, default_uri: str | None = None) -> bool:
+    """Whether a URI is of QEMU on this host: over a Unix socket, thus without a host name.
+
+    ``default_uri`` is what libvirt takes where ``uri`` is None; None is the local driver.
+    """
+    parts = urlsplit(uri or default_uri or "qemu:///system")
+    return parts.scheme in ("qemu", "qemu+unix") and not parts.netloc
 
 
 class Opener:

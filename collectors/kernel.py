@@ -120,7 +120,7 @@ class KernelSource:
         try:
             stats = self._read(process)
             if definition is not None:
-                stats.update(_from_definition(definition))
+                stats.update(definition_stats(definition))
                 self._add_interfaces(stats, process, definition.interfaces)
         except (OSError, ValueError, IndexError) as error:
             raise KernelSourceError(f"process {process.pid} of domain {key[0]}: {error}") from error
@@ -230,8 +230,8 @@ class KernelSource:
         return devices
 
 
-def _from_definition(definition: Definition) -> dict[str, Value]:
-    """What the bulk groups would add and the XML knows: limits, not measurements."""
+def definition_stats(definition: Definition) -> dict[str, Value]:
+    """What the XML knows of a domain, under the bulk call's keys: vCPU maximum, balloon's maximum and current size."""
     stats: dict[str, Value] = {}
     if definition.vcpus_maximum is not None:
         stats["vcpu.maximum"] = definition.vcpus_maximum

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from .background import Background
 from .bulk import SAFE_GROUPS, ChunkAnswer, DomainStats, Roster, group_bits, read_chunk, read_roster
 from .domain import STATES
+from .domain_records import DomainRecords
 from .fields import Collector, Constant
 from .inventory import Inventory
 from .lanes import Call, LanePool
@@ -27,12 +28,13 @@ log = logging.getLogger(__name__)
 HEDGE_AFTER_S = 0.5
 """How late a chunk may be before it is asked again elsewhere."""
 _ROSTER = "roster"
-_INVENTORY = "inventory"
+_FINDING = "finding"
 
 
 @dataclass(slots=True)
 class _Chunk:
     uuids: tuple[str, ...]
+    mask: int
     attempt: int = 1
     safe_only: bool = False
 
@@ -57,15 +59,14 @@ class Sampler:
     """Samples one target.  All methods in one thread."""
 
     def __init__(self, pool: LanePool, inventory: Inventory, collectors: Iterable[Collector],
-                 background: Background, chunk: int = 12, constants: tuple[Constant, ...] = (),
+                 records: DomainRecords, background: Background, chunk: int = 12, constants: tuple[Constant, ...] = (),
                  wall_clock: Callable[[], float] = time.time) -> None:
         self._pool = pool
         self._inventory = inventory
         self._background = background
         self._collectors = tuple(collectors)
-        groups = {"state", *(group for collector in self._collectors for group in collector.groups)}
-        self._mask = group_bits(groups)
-        self._safe_mask = group_bits(groups & SAFE_GROUPS)
+        self._safe_mask = group_bits(SAFE_GROUPS)
+        self._records = records
         self._chunk = chunk
         self._constants = constants
         self._wall_clock = wall_clock
@@ -85,8 +86,7 @@ class Sampler:
         round_.roster = self._read_roster(round_)
         if round_.roster is not None:
             active = [entry for entry in round_.roster.entries if entry.id >= 0]
-            self._ask(round_, active_uuids=sorted(entry.uuid for entry in active),
-                      wanted=[(entry.uuid, entry.id) for entry in active])
+            self._ask(round_, sorted((entry.uuid, entry.id) for entry in active))
         round_.finished_s = time.monotonic()
         self._sequence += 1
         return self._snapshot(round_, wall_time_s)
@@ -115,13 +115,17 @@ class Sampler:
         found: Roster = done.result
         return found
 
-    def _ask(self, round_: _Round, active_uuids: list[str], wanted: list[tuple[str, int]]) -> None:
+    def _ask(self, round_: _Round, wanted: list[tuple[str, int]]) -> None:
         """Fetch statistics of the active domains chunk by chunk until all are there or time is up."""
-        size = self._chunk
-        round_.waiting = [_Chunk(tuple(active_uuids[at:at + size])) for at in range(0, len(active_uuids), size)]
         calls: dict[Call, _Chunk | None] = {}
-        if self._inventory.stale(wanted) and not any(c.tag == _INVENTORY for c in self._pool.stuck_calls):
-            calls[self._pool.start(lambda session: self._inventory.refresh(session, wanted), _INVENTORY)] = None
+        if self._records.stale(wanted) and not any(c.tag == _FINDING for c in self._pool.stuck_calls):
+            call = self._pool.start(lambda session: self._records.find(session, wanted), _FINDING)
+            calls[call] = None
+            # First, and alone: which groups a new domain is asked for depends on what is found.
+            done = self._pool.next_done(max(0.0, min(HEDGE_AFTER_S, round_.left_s())))
+            if done is call:
+                self._take(round_, calls.pop(call), call)
+        round_.waiting = self._chunks(wanted)
         while True:
             self._start_waiting(round_, calls)
             if not calls:
@@ -141,15 +145,24 @@ class Sampler:
         for chunk in round_.waiting:
             round_.failed.update(chunk.uuids)
 
+    def _chunks(self, wanted: list[tuple[str, int]]) -> list[_Chunk]:
+        """The domains in chunks of those that are asked for the same groups."""
+        by_mask: dict[int, list[str]] = {}
+        for key in wanted:
+            by_mask.setdefault(self._records.mask(key), []).append(key[0])
+        size = self._chunk
+        return [_Chunk(tuple(uuids[at:at + size]), mask)
+                for mask, uuids in by_mask.items() for at in range(0, len(uuids), size)]
+
     def _start_waiting(self, round_: _Round, calls: dict[Call, _Chunk | None]) -> None:
         while round_.waiting and self._pool.free():
             chunk = round_.waiting[0]
-            mask = self._mask
+            mask = chunk.mask
             with_slot = self._pool.slots.take()
             if not with_slot:
                 if self._pool.in_flight:
                     return  # its answer may make room
-                mask, chunk.safe_only = self._safe_mask, True
+                mask, chunk.safe_only = chunk.mask & self._safe_mask, True
             round_.waiting.pop(0)
             uuids = chunk.uuids
 
@@ -166,7 +179,7 @@ class Sampler:
             log.debug("statistics call failed: %s", call.error)
             if len(chunk.uuids) > 1 and chunk.attempt < 3 and round_.left_s() > 0:
                 # One domain can fail the whole call (libvirt 9.0): the others are asked one by one.
-                round_.waiting.extend(_Chunk((uuid,), 3) for uuid in chunk.uuids)
+                round_.waiting.extend(_Chunk((uuid,), chunk.mask, 3) for uuid in chunk.uuids)
             else:
                 round_.failed.update(chunk.uuids)
             return
@@ -185,9 +198,9 @@ class Sampler:
                 continue
             self._hedged += 1
             if chunk.attempt == 1 or len(chunk.uuids) == 1:
-                again = [_Chunk(chunk.uuids, chunk.attempt + 1)]
+                again = [_Chunk(chunk.uuids, chunk.mask, chunk.attempt + 1)]
             else:
-                again = [_Chunk((uuid,), chunk.attempt + 1) for uuid in chunk.uuids]
+                again = [_Chunk((uuid,), chunk.mask, chunk.attempt + 1) for uuid in chunk.uuids]
             if chunk.attempt < 4:
                 round_.waiting[:0] = again
             else:
@@ -247,10 +260,12 @@ class Sampler:
             key = (entry.uuid, id_, name)
             subject = self._subjects.get(key) or Subject("domain", (entry.uuid, id_), (("domain", name),))
             subjects[key] = subject
-            yield Record(subject, "bulk", stats, sampled_at_s)
-            constants = self._inventory.constants(entry.uuid, id_) if id_ >= 0 else None
-            if constants:
-                yield Record(subject, "inventory", {}, sampled_at_s, constants)
+            if id_ < 0:
+                yield Record(subject, "bulk", stats, sampled_at_s)
+                continue
+            complete = answer is not None and answer[1].complete
+            yield from self._records.records(subject, (entry.uuid, id_), dict(stats), sampled_at_s, complete)
+        self._records.forget([(uuid, id_) for uuid, id_, _ in subjects if id_ >= 0])
         self._subjects = subjects
 
     def _own_record(self, round_: _Round, success: Mapping[str, bool], durations: Mapping[str, float]) -> Record:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterable
 
 from collectors import COLLECTORS, SOURCES
 from collectors.background import Background
 from collectors.batch import Builder
 from collectors.bulk import build_info
-from collectors.connection import Opener
+from collectors.connection import Opener, is_local
+from collectors.domain_records import DomainRecords
 from collectors.events import EventListener
 from collectors.fields import Collector
 from collectors.inventory import Inventory
+from collectors.kernel import KernelSource, raise_open_files_limit
 from collectors.lanes import LanePool, Slots
 from collectors.layout import Compiler
 from collectors.sampler import Sampler
@@ -52,7 +55,11 @@ class Exporter:
         own = sampling(enabled)
         compiler = Compiler([own, *enabled])
         builder = Builder(compiler)
-        sampler = Sampler(self.pool, self.inventory, enabled, self.background, settings.sampling.chunk,
+        local = is_local(settings.libvirt.uri, os.environ.get("LIBVIRT_DEFAULT_URI"))
+        kernel = KernelSource() if local and settings.sampling.kernel == "auto" else None
+        groups = {"state", *(group for collector in enabled for group in collector.groups)}
+        records = DomainRecords(groups, self.inventory, kernel)
+        sampler = Sampler(self.pool, self.inventory, enabled, records, self.background, settings.sampling.chunk,
                           build_info(VERSION))
         self.target = Target(sampler, builder, settings.sampling.max_age, settings.sampling.interval)
         registry = None if settings.web.disable_exporter_metrics else process_registry()
@@ -80,6 +87,7 @@ def families_of(collectors: Iterable[Collector]) -> dict[str, frozenset[str]]:
 
 def run_exporter(settings: Settings) -> None:
     """Serve the page until SIGINT or SIGTERM.  Raises VirtgaugeError where it cannot listen."""
+    raise_open_files_limit()
     sockets = bind_sockets(settings.web.listen_address)  # first: a port in use must not start anything
     exporter = Exporter(settings)
     app = exporter_application(exporter.page, settings)

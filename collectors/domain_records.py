@@ -1,0 +1,80 @@
+"""The Records of one running domain: libvirt's answer, the kernel's figures, what is carried, what the XML says."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+
+from .cadence import Cadence
+from .connection import Session
+from .inventory import Inventory
+from .kernel import KernelSource, KernelSourceError, definition_stats
+from .snapshot import Record, Subject, Value
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, int]
+_SIZES = ("balloon.current", "balloon.maximum")
+
+
+class DomainRecords:
+    """Puts a domain's sources together, each with its own time.  The sampler's thread, but for ``find``.
+
+    ``kernel`` is None where the host's files are not ours to read (another host's libvirt, sampling.kernel off).
+    """
+
+    def __init__(self, groups: Iterable[str], inventory: Inventory, kernel: KernelSource | None) -> None:
+        self._inventory = inventory
+        self._kernel = kernel
+        self._cadence = Cadence(groups, kernel, inventory.details)
+
+    def stale(self, running: Iterable[Key]) -> bool:
+        """Whether ``find`` has something to do for the running domains."""
+        kernel = self._kernel
+        keys = list(running)
+        return self._inventory.stale(keys) or (kernel is not None and any(not kernel.decided(key) for key in keys))
+
+    def find(self, session: Session, running: Iterable[Key]) -> None:
+        """Read what is new of the running domains: their processes and XML.  In a lane: both can take long."""
+        keys = list(running)
+        if self._kernel is not None:
+            self._kernel.find(keys)
+        self._inventory.refresh(session, keys)
+
+    def forget(self, running: Iterable[Key]) -> None:
+        """Drop what was kept for domains that no longer run."""
+        keys = list(running)
+        self._cadence.forget(keys)
+        if self._kernel is not None:
+            self._kernel.forget(keys)
+
+    def mask(self, key: Key) -> int:
+        """The groups to ask libvirt for, as bits."""
+        return self._cadence.mask(key, time.monotonic())
+
+    def records(self, subject: Subject, key: Key, stats: dict[str, Value], sampled_at_s: float,
+                complete: bool) -> Iterator[Record]:
+        """Records of a running domain of whose bulk answer (or roster entry) these are the ``stats``."""
+        sizes = {name: stats[name] for name in _SIZES if name in stats}
+        self._cadence.take(key, stats, sampled_at_s, complete)
+        if self._kernel is not None and self._kernel.serves(key):
+            yield from self._from_kernel(subject, key)
+        else:
+            definition = self._inventory.details(*key)
+            stats.update(definition_stats(definition) if definition is not None else sizes)
+        yield Record(subject, "bulk", stats, sampled_at_s)
+        carried = self._cadence.carried(key, sampled_at_s)
+        if carried is not None:
+            yield Record(subject, "balloon", carried.stats, carried.sampled_at_s)
+        constants = self._inventory.constants(*key)
+        if constants:
+            yield Record(subject, "inventory", {}, sampled_at_s, constants)
+
+    def _from_kernel(self, subject: Subject, key: Key) -> Iterator[Record]:
+        assert self._kernel is not None
+        read_at_s = time.monotonic()
+        try:
+            yield Record(subject, "kernel", self._kernel.stats(key, self._inventory.details(*key)), read_at_s)
+        except KernelSourceError as error:  # the process ended under us: the next roster will not list it
+            log.debug("%s", error)
