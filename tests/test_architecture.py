@@ -16,7 +16,8 @@ PACKAGES = ("collectors", "exporter")
 MODULES = sorted(path.relative_to(REPOSITORY) for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
 # Modules that may import a library, by the library; a folder stands for all in it.
 LIBVIRT = (
-    "collectors/connection.py", "collectors/sampler.py", "collectors/bulk.py", "collectors/periodic.py", "collectors/lanes.py",
+    "collectors/connection.py", "collectors/sampler.py", "collectors/bulk.py", "collectors/lanes.py",
+    "collectors/periodic.py",
     "collectors/inventory.py", "collectors/events.py", "collectors/host.py", "collectors/storage.py",
     "collectors/virtual_networks.py", "collectors/jobs.py", "collectors/snapshots.py", "collectors/settings.py",
     "collectors/limits.py", "exporter/control/", "exporter/demonstration/")

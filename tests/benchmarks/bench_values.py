@@ -1,6 +1,6 @@
 """Benchmark of what happens in Python: batch, rates, page and compression, on synthetic records.
 
-    python -m tests.benchmarks.values [--domains 1000] [--growth]
+    python tests/benchmarks/bench_values.py [--domains 1000] [--growth]
 
 Prints CPU milliseconds (best and median of the repetitions) and writes them to tests/benchmarks/results/.
 """
@@ -154,7 +154,8 @@ def main() -> None:
         results["memory_mib"] = {"domains": {"best": round(memory_bytes(arguments.domains) / 2**20, 1)}}
         print(f"memory of {arguments.domains} domains: {results['memory_mib']['domains']['best']} MiB")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / ("growth.json" if arguments.growth else "values.json")).write_text(json.dumps(results, indent=1) + "\n")
+    name = "growth.json" if arguments.growth else "values.json"
+    (RESULTS / name).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
