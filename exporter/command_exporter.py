@@ -45,6 +45,10 @@ def run_with(flags: Mapping[str, object], collectors: Mapping[str, bool]) -> Non
         Settings, flags=flags, environ=os.environ, collectors=collectors, is_root=os.geteuid() == 0
     )
     if settings.config.check:
+        if settings.web.config.file:
+            from exporter.webconfig_file import WebConfigFile
+
+            WebConfigFile(settings.web.config.file)
         click.echo(effective_settings(settings), nl=False)
         return
     configure_logging(settings.log.level, settings.log.format)

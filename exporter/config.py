@@ -38,10 +38,23 @@ class LibvirtSettings(Section):
     )
 
 
+class WebConfigSettings(Section):
+    file: FilePath | None = Field(
+        default=None, description="Prometheus web configuration file: TLS, passwords, headers, rate limit."
+    )
+
+
 class WebSettings(Section):
     listen_address: ListenAddresses = Field(
         default=(ListenAddress("", 9177),),
-        description="Address to listen on, :9177 or [::1]:9177; repeatable.",
+        description="Address to listen on, :9177, [::1]:9177 or unix:/run/virtgauge.sock; repeatable.",
+    )
+    systemd_socket: bool = Field(
+        default=False, description="Take the listening sockets from systemd instead of binding addresses."
+    )
+    config: WebConfigSettings = WebConfigSettings()
+    max_requests: int = Field(
+        default=40, ge=0, description="Requests answered at the same time, 503 for more; 0 for no limit."
     )
     telemetry_path: TelemetryPath = Field(default="/metrics", description="URL path of the metrics page.")
     disable_exporter_metrics: bool = Field(default=False, description="Leave out the exporter's own process metrics.")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import generate_latest as text_of
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_of
+from prometheus_client.registry import Collector
 
 from collectors.fields import Family
 from collectors.target import Target, View
 
 from .exposition import Exposition
 from .negotiation import Format
+from .refusals import Refusals
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +28,31 @@ _SHARED_FOR_S = 0.5
 _END = b"# EOF\n"
 
 
-def process_registry() -> CollectorRegistry:
-    """A registry of its own with the metrics of this process, as prometheus-client makes them."""
+def process_registry(refusals: Refusals | None = None) -> CollectorRegistry:
+    """A registry of its own with this process's metrics, as prometheus-client makes them, and what HTTP refused."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
+    if refusals is not None:
+        registry.register(RefusedRequests(refusals))
     return registry
+
+
+class RefusedRequests(Collector):
+    """Shows Refusals as virtgauge_http_refused_total."""
+
+    def __init__(self, refusals: Refusals) -> None:
+        self._refusals = refusals
+
+    def collect(self) -> Iterator[Metric]:
+        """One counter a reason; called in the page's thread."""
+        family = CounterMetricFamily(
+            "virtgauge_http_refused", "Requests and connections that were refused, by reason.", labels=["reason"]
+        )
+        for reason, count in self._refusals:
+            family.add_metric([reason], count)
+        yield family
 
 
 class TargetPage:

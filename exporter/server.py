@@ -11,69 +11,87 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
 from typing import cast
 
-import h11
 import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from exporter.listening import BACKLOG, ListenAddress, bind_sockets, socket_address
+from exporter.config import WebSettings
+from exporter.connections import Acceptor, BoundedProtocol, Crowd
+from exporter.listening import activated_sockets, bind_sockets, socket_address
+from exporter.pacing import MostRequests, PacedAnswers
+from exporter.refusals import Refusals
+from exporter.webconfig_app import WebConfigured
+from exporter.webconfig_file import WebConfigFile
 
 _log = logging.getLogger(__name__)
 
 # Longer than the usual scrape intervals (15 s to 60 s), so that a scraper keeps its connection.
 KEEP_ALIVE_S = 75
-# A connection that has not sent its request by then is closed: no client may hold sockets for nothing.
-REQUEST_HEAD_S = 10.0
 # What is kept of a head that is not whole yet; a scrape's has less than 1 KiB.
 MOST_HEADER_BYTES = 16 * 1024
 # What running requests get after a signal; with the server's own waits the end comes within a second.
 GRACE_S = 0.4
+# Cheap, and asked for when the rest is overloaded.
+HEALTH_PATHS = ("/-/healthy", "/-/ready")
 
 
-def serve(app: ASGIApp, addresses: Iterable[ListenAddress]) -> None:
-    """Binds `addresses` and answers requests there until SIGINT or SIGTERM; from the main thread.
+class Front:
+    """What stands between sockets and an application: TLS, passwords, limits, and the count of what they refuse."""
 
-    Raises VirtgaugeError naming the first address that cannot be had.
-    """
-    asyncio.run(serve_sockets(app, bind_sockets(addresses)))
+    def __init__(
+        self,
+        config: WebConfigFile | None = None,
+        refusals: Refusals | None = None,
+        max_requests: int = 0,
+        token_paths: Sequence[str] = (),
+    ) -> None:
+        """`token_paths` are path prefixes whose own middleware asks for a bearer token instead of a password."""
+        self.config = config
+        self.refusals = refusals or Refusals()
+        self.max_requests = max_requests
+        self.token_paths = tuple(token_paths)
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """The application behind the front, in the order of the exporters' toolkit."""
+        app = MostRequests(app, self.max_requests, self.refusals, HEALTH_PATHS)
+        if self.config:
+            app = WebConfigured(app, self.config, self.refusals, token_paths=self.token_paths)
+        return PacedAnswers(app)
+
+
+def front_of(web: WebSettings, refusals: Refusals | None = None, token_paths: Sequence[str] = ()) -> Front:
+    """The front that settings ask for. Raises WebConfigError where the web configuration file is wrong."""
+    config = WebConfigFile(web.config.file) if web.config.file else None
+    return Front(config, refusals, web.max_requests, token_paths)
+
+
+def listening_sockets(web: WebSettings, environ: MutableMapping[str, str]) -> list[socket.socket]:
+    """Bound sockets, or systemd's, as settings ask. Raises VirtgaugeError where they cannot be had."""
+    return activated_sockets(environ) if web.systemd_socket else bind_sockets(web.listen_address)
 
 
 async def serve_sockets(
     app: ASGIApp,
     sockets: Sequence[socket.socket],
     *,
+    front: Front | None = None,
     stop: asyncio.Event | None = None,
     handle_signals: bool = True,
 ) -> None:
-    """Answers requests on `sockets` (from `bind_sockets`) until `stop` is set, SIGINT or SIGTERM come.
+    """Answers requests on `sockets` (from `listening_sockets`) until `stop` is set, SIGINT or SIGTERM come.
 
     Closes the sockets. Open connections do not delay the end; a request still running after 0.4 s gets a 503.
     Signals are handled only in the main thread, and a second one changes nothing. Returns normally in every case.
     """
-    server = _Server(
-        uvicorn.Config(
-            _answering_when_cut_off(app),
-            http=_BoundedProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            # uvicorn declares whole seconds, but hands it to asyncio, which takes fractions.
-            timeout_graceful_shutdown=cast("int", GRACE_S),
-            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
-        )
-    )
+    front = front or Front()
+    server = _Server(_config(front.around(_answering_when_cut_off(app))), front)
     stopping = stop or asyncio.Event()
+    scheme = "https" if front.config and front.config.tls else "http"
     for sock in sockets:
-        _log.info("listening", extra={"address": str(socket_address(sock))})
+        _log.info("listening", extra={"address": str(socket_address(sock)), "scheme": scheme})
     watcher = asyncio.create_task(_stop_when_set(server, stopping))
     try:
         with _signals(stopping.set) if handle_signals else contextlib.nullcontext():
@@ -84,42 +102,59 @@ async def serve_sockets(
             sock.close()
 
 
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        # uvicorn declares whole seconds, but hands it to asyncio, which takes fractions.
+        timeout_graceful_shutdown=cast("int", GRACE_S),
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+    )
+
+
 class _Server(uvicorn.Server):
+    """uvicorn's server with its own way of taking connections: bounded, and TLS read again for each."""
+
+    def __init__(self, config: uvicorn.Config, front: Front) -> None:
+        super().__init__(config)
+        self._front = front
+        self._accepting: list[asyncio.Task[None]] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.servers = []
+        file = self._front.config
+        acceptor = Acceptor(
+            self._protocol,
+            Crowd(self._front.refusals),
+            file.context if file else lambda: None,
+            file.allowed_names if file else tuple,
+        )
+        self._accepting = [asyncio.create_task(acceptor.accept(sock)) for sock in sockets or ()]
+        self._acceptor = acceptor
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in (*self._accepting, *self._acceptor.crowd.handshakes):
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> BoundedProtocol:
+        protocol = BoundedProtocol(config=self.config, server_state=self.server_state, app_state={})
+        protocol.crowd = self._acceptor.crowd
+        return protocol
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         # uvicorn would raise the signal again at its end, which cuts off the caller's own clean-up.
         yield
-
-
-class _BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with a limit on the time a client may take to send a request's head."""
-
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._head_timer = self.loop.call_later(REQUEST_HEAD_S, self._head_is_late)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        # Still idle after data came: the head is not whole. A kept connection's next request has the same time.
-        if self.conn.their_state is not h11.IDLE:
-            self._cancel_head_timer()
-        elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(REQUEST_HEAD_S, self._head_is_late)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_head_timer()
-        super().connection_lost(exc)
-
-    def _head_is_late(self) -> None:
-        _log.debug("closing a connection that sent no request", extra={"client": str(self.client)})
-        self.transport.close()
-
-    def _cancel_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
 
 
 def _answering_when_cut_off(app: ASGIApp) -> ASGIApp:

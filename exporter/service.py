@@ -24,10 +24,10 @@ from collectors.sampling import sampling
 from collectors.target import Target
 
 from .config import Settings
-from .listening import bind_sockets
 from .metrics_app import exporter_application
 from .page import TargetPage, process_registry
-from .server import serve_sockets
+from .refusals import Refusals
+from .server import front_of, listening_sockets, serve_sockets
 from .version import VERSION
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def collector_defaults() -> dict[str, bool]:
 class Exporter:
     """One target with its page, threads and connections; ``start`` and ``stop`` from the main thread."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, refusals: Refusals | None = None) -> None:
         enabled = [c for c in COLLECTORS if c.name in settings.collector.enabled]
         opener = Opener(settings.libvirt.uri)
         self.inventory = Inventory()
@@ -62,7 +62,7 @@ class Exporter:
         sampler = Sampler(self.pool, self.inventory, enabled, records, self.background, settings.sampling.chunk,
                           build_info(VERSION))
         self.target = Target(sampler, builder, settings.sampling.max_age, settings.sampling.interval)
-        registry = None if settings.web.disable_exporter_metrics else process_registry()
+        registry = None if settings.web.disable_exporter_metrics else process_registry(refusals)
         self.page = TargetPage(self.target, builder.catalogue.families, families_of([own, *enabled]), registry)
 
     def start(self) -> None:
@@ -88,11 +88,13 @@ def families_of(collectors: Iterable[Collector]) -> dict[str, frozenset[str]]:
 def run_exporter(settings: Settings) -> None:
     """Serve the page until SIGINT or SIGTERM.  Raises VirtgaugeError where it cannot listen."""
     raise_open_files_limit()
-    sockets = bind_sockets(settings.web.listen_address)  # first: a port in use must not start anything
-    exporter = Exporter(settings)
+    refusals = Refusals()
+    front = front_of(settings.web, refusals)
+    sockets = listening_sockets(settings.web, os.environ)  # early: a port in use must not start anything
+    exporter = Exporter(settings, refusals)
     app = exporter_application(exporter.page, settings)
     exporter.start()
     try:
-        asyncio.run(serve_sockets(app, sockets))
+        asyncio.run(serve_sockets(app, sockets, front=front))
     finally:
         exporter.stop()

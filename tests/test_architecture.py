@@ -27,6 +27,7 @@ PYMONGO = ("exporter/archive/",)
 # can have but one, and the names of states and reasons, so that control and metrics say the same words.
 FOR_CONTROL = {"collectors.connection", "collectors.domain", "exporter.nearest",
                "exporter.errors", "exporter.config", "exporter.server", "exporter.webconfig",
+               "exporter.access", "exporter.tokens", "exporter.refusals",
                "exporter.archive.spool", "exporter.archive.writer", "exporter.version"}
 # Only these build the parts of the program and hand them to each other.
 BUILDERS = ("exporter/service.py", "exporter/cli.py", "exporter/command_exporter.py")

@@ -84,6 +84,9 @@ def test_the_three_spellings_of_each_setting_agree(tmp_path):
         "web.telemetry_path": "/m",
         "web.disable_exporter_metrics": "true",
         "web.token_file": "/t",
+        "web.systemd_socket": "true",
+        "web.config.file": "/w",
+        "web.max_requests": "7",
         "collector.disable_defaults": "true",
         "collector.virtual_networks": "true",
         "log.level": "debug",
@@ -100,12 +103,13 @@ def test_the_three_spellings_of_each_setting_agree(tmp_path):
     known = catalogue(Settings, COLLECTORS)
     assert set(values) | {"collector.domain", "collector.block", "config.file", "config.check"} == set(known)
     for key, value in values.items():
-        section, name = key.split(".")
+        *sections, name = key.split(".")
         by_flag = load({key: value})
         by_environment = load(environ={known[key].environment: value})
         # Numbers and switches are bare in YAML, text is quoted.
-        in_yaml = value if value in ("true", "4", "8") else f"'{value}'"
-        by_file = load(file=f"{section}: {{{name}: {in_yaml}}}\n", tmp_path=tmp_path)
+        in_yaml = value if value in ("true", "4", "7", "8") else f"'{value}'"
+        opened = "".join(f"{section}: {{" for section in sections)
+        by_file = load(file=f"{{{opened}{name}: {in_yaml}{'}' * len(sections)}}}\n", tmp_path=tmp_path)
         assert by_flag == by_environment == by_file.model_copy(update={"config": by_flag.config}), key
         assert by_flag != load(), key
 

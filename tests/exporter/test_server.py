@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from exporter import compression, server
+from exporter import compression, connections
 from exporter.compression import CompressedPages, fastest_gzip
 from exporter.config import CollectorSettings, Settings, WebSettings
 from exporter.errors import VirtgaugeError
@@ -289,7 +289,7 @@ def test_garbage_is_refused_and_the_server_lives(served):
 
 
 def test_a_client_that_sends_no_request_is_closed(served, monkeypatch):
-    monkeypatch.setattr(server, "REQUEST_HEAD_S", 0.2)
+    monkeypatch.setattr(connections, "REQUEST_HEAD_S", 0.2)
     for sent in (b"", b"GET /metrics HT"):
         with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
             client.sendall(sent)
