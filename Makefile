@@ -10,7 +10,7 @@ export PYTHON
 # The live tests make namespaces, which takes root.
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=HOME,XDG_CACHE_HOME)
 PYTEST := $(AS_ROOT) .venv/bin/python -B -m pytest
-COMPILE := .venv/bin/pip-compile --quiet --allow-unsafe --generate-hashes --strip-extras --no-header \
+COMPILE := .state/lock/bin/pip-compile --quiet --allow-unsafe --generate-hashes --strip-extras --no-header \
 	--no-emit-options --no-annotate
 
 .PHONY: run test lint setup soak bench lock clean
@@ -44,11 +44,12 @@ bench:
 	done
 
 # Renews requirements.lock and setup/build.lock; --no-emit-options keeps index addresses out of them.
+# It has an environment of its own, since the project's cannot be set up while its lock is out of date.
 lock:
-	@setup/install run
-	.venv/bin/python -m pip --disable-pip-version-check install --quiet pip-tools
+	$(PYTHON) -m venv .state/lock
+	.state/lock/bin/python -m pip --disable-pip-version-check install --quiet pip-tools
 	$(COMPILE) $(ARGS) --output-file setup/build.lock setup/build.in
-	$(COMPILE) $(ARGS) --extra dev --extra embedded --extra fast --output-file requirements.lock pyproject.toml setup/build.in
+	$(COMPILE) $(ARGS) --all-extras --output-file requirements.lock pyproject.toml setup/build.in
 
 clean:
 	rm -rf .venv .state build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -92,10 +92,10 @@ set_address() {
 }
 
 # The neighbour is given, not asked for by ARP: an order's packets are then the only ones.
-neighbour() { ip neigh replace "$1" lladdr "$2" dev eth0 nud permanent; }
+neighbour() { arp -i eth0 -s "$1" "$2"; }
 
 ping_exactly() { # ADDRESS MAC COUNT SIZE [INTERVAL]
-  neighbour "$1" "$2"
+  neighbour "$1" "$2" || return
   ping -q -c "$3" -s "$4" -i "${5:-0.05}" -W 1 "$1" > /run/ping 2>&1
   status=$?
   detail=$(grep -o '[0-9]* packets received' /run/ping)
@@ -105,7 +105,7 @@ ping_exactly() { # ADDRESS MAC COUNT SIZE [INTERVAL]
 ping_steadily() { # ADDRESS MAC SIZE INTERVAL
   stop_load pings
   [ "${1:-0}" = 0 ] && return 0
-  neighbour "$1" "$2"
+  neighbour "$1" "$2" || return
   ping -q -s "$3" -i "$4" "$1" > /dev/null 2>&1 &
   echo $! > /run/pings.pid
 }

@@ -18,7 +18,7 @@ from exporter.demonstration.programs import find_program, run_program
 
 # Raised when the way of building changes, so that an older image in the cache is not taken.
 FORM = 1
-NEEDED_APPLETS = {"dd", "insmod", "taskset", "usleep", "poweroff", "ip", "ping", "stty", "nc"}
+NEEDED_APPLETS = {"dd", "insmod", "taskset", "usleep", "poweroff", "ip", "ping", "arp", "stty", "nc"}
 
 
 @dataclass(frozen=True)
