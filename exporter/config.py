@@ -125,6 +125,17 @@ class CompatSettings(Section):
     )
 
 
+class ControlSettings(Section):
+    listen_address: ListenAddresses = Field(
+        default=(ListenAddress("127.0.0.1", 19177),),
+        description="Address of the control API; repeatable.",
+    )
+    image_directory: Annotated[tuple[FilePath, ...], BeforeValidator(parse_list)] = Field(
+        default=(Path("/var/lib/libvirt/images"),),
+        description="Folder from which guests may be given disks, ISOs, kernels and seeds; repeatable.",
+    )
+
+
 class Settings(Section):
     """All settings, checked; `load_settings` makes them. Frozen, so every thread may read them."""
 
@@ -137,3 +148,4 @@ class Settings(Section):
     host: HostSettings = HostSettings()
     state: StateSettings = StateSettings()
     compat: CompatSettings = CompatSettings()
+    control: ControlSettings = ControlSettings()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.control import lookup
+from exporter.control import interface_reading, interfaces, lookup
 from exporter.control.operation import Operation
 
-OPERATIONS: tuple[Operation[Any], ...] = (*lookup.OPERATIONS,)
+OPERATIONS: tuple[Operation[Any], ...] = (
+    *lookup.OPERATIONS,
+    *interface_reading.OPERATIONS,
+    *interfaces.OPERATIONS,
+)
 
 
 def by_name() -> dict[str, Operation[Any]]:

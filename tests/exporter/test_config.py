@@ -99,6 +99,8 @@ def test_the_three_spellings_of_each_setting_agree(tmp_path):
         "host.name": "kestrel",
         "state.directory": "/s",
         "compat.names": "tinkoff,kumina",
+        "control.listen_address": "[::1]:2",
+        "control.image_directory": "/i,/j",
     }
     known = catalogue(Settings, COLLECTORS)
     assert set(values) | {"collector.domain", "collector.block", "config.file", "config.check"} == set(known)

@@ -1,0 +1,314 @@
+"""`virtgauge domain VERB`, `virtgauge interface VERB`: the control operations on the command line.
+
+Generated from the operations' typed parameters; runs them itself, with the caller's rights on libvirt's socket.
+Exit status: 0 done, 2 usage, 3 refused by the state, 4 not found, 5 busy or timed out, 6 not supported by this
+host, 1 the rest, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from exporter.config import Settings
+from exporter.control import interface_change, own_connectivity
+from exporter.control.audit import Trail
+from exporter.control.connection import Session
+from exporter.control.errors import ControlError
+from exporter.control.executor import Actor, Executor, Request
+from exporter.control.folders import Folders
+from exporter.control.operation import Operation, Parameters, Result, Subject
+from exporter.control.operation import Progress as Step
+from exporter.control.operations import OPERATIONS, by_name
+from exporter.control.request_parameters import parse_parameters
+from exporter.errors import UsageError
+from exporter.nearest import nearest
+from exporter.operation_flags import parameter_document, parameter_options
+from exporter.operation_output import printable, render, result_console, uptime
+from exporter.setting_loading import load_settings
+from exporter.setting_types import parse_duration
+
+AnyOperation = Operation[Any]
+_EPILOG = (
+    "Exit status: 0 done, 2 usage, 3 refused by the state, 4 not found, 5 busy or timed out, "
+    "6 not supported by this host, 1 the rest."
+)
+_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+# Set before the names of the flags that every operation has, which may also be an operation's parameters.
+_COMMON = "common__"
+_TAKEN = frozenset(
+    ("--output", "--dry-run", "--yes", "--wait", "--wait-lock", "--deadline", "--reason", "--help",
+     "--libvirt.uri", "--state.directory", "--config.file")
+)  # fmt: skip
+
+
+def build_domain() -> click.Command:
+    """`virtgauge domain`."""
+    return group("domain", "Look at guests, define and start them, stop, save and restore them.")
+
+
+def build_interface() -> click.Command:
+    """`virtgauge interface`."""
+    return group("interface", "Look at the host's network interfaces, and change them with a way back.")
+
+
+def group(noun: str, help_text: str) -> click.Group:
+    """All operations of one noun; the help lists them by area."""
+    made = _NounGroup(noun, help=help_text, epilog=_EPILOG, context_settings=dict(_HELP))
+    for operation in OPERATIONS:
+        if operation.noun == noun:
+            made.add_command(command(operation))
+    return made
+
+
+class _NounGroup(click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            near = nearest(args[0], self.commands)
+            raise UsageError(
+                f"unknown command {args[0]!r}; the nearest is {near}; run '{ctx.command_path} --help' for all"
+            )
+        return super().resolve_command(ctx, args)
+
+
+def command(operation: AnyOperation) -> click.Command:
+    """One operation as a command."""
+
+    def run(**values: Any) -> None:
+        common = _common(values)
+        reference = values.pop(f"{_COMMON}reference", None)
+        own = {name: value for name, value in values.items() if not name.startswith(_COMMON)}
+        Invocation.of(operation, common).run(reference, own)
+
+    parameters: list[click.Parameter] = []
+    if operation.takes_subject:
+        complete = _names(operation.noun)
+        parameters.append(click.Argument([f"{_COMMON}reference"], metavar="NAME", shell_complete=complete))
+    parameters += parameter_options(operation.parameters, _TAKEN)
+    parameters += _common_options(operation)
+    return click.Command(
+        operation.verb, callback=run, params=parameters, help=operation.summary, short_help=operation.summary,
+        epilog=_EPILOG,
+        context_settings=dict(_HELP),
+    )  # fmt: skip
+
+
+def _common(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(_COMMON): value for name, value in values.items() if name.startswith(_COMMON)}
+
+
+def _common_options(operation: AnyOperation) -> list[click.Option]:
+    choice = click.Choice(["table", "json", "yaml"])
+    options = [_option("output", "-o", type=choice, default="table", help="How the result is shown. [default: table]")]
+    if not operation.reads:
+        options += [
+            _option("dry_run", is_flag=True, help="Only tell what would be done, changed and lost."),
+            _option("wait_lock", "--wait", metavar="DURATION", default="0",
+                    help="Wait this long for another operation that holds the same thing. [default: 0]"),
+            _option("deadline", metavar="DURATION", help="Give up after this, instead of the usual time."),
+            _option("reason", default="", help="Why, for the audit trail."),
+            _option("yes", "-y", is_flag=True, help="Do not ask, even where it cannot be undone."),
+        ]  # fmt: skip
+    return [
+        *options,
+        _option("libvirt_uri", flag="--libvirt.uri", metavar="URI", help="libvirt connection URI."),
+        _option("state_directory", flag="--state.directory", metavar="DIRECTORY", help="Locks and audit trail."),
+        _option("config_file", flag="--config.file", metavar="FILE", help="YAML file with settings."),
+    ]
+
+
+def _option(name: str, *shorter: str, flag: str = "", **attributes: Any) -> click.Option:
+    return click.Option([*shorter, flag or "--" + name.replace("_", "-"), f"{_COMMON}{name}"], **attributes)
+
+
+def _names(noun: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Completes a subject's name from the noun's list; says nothing where libvirt cannot be asked."""
+
+    def complete(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        listing = by_name().get(f"{noun}.list")
+        if listing is None:
+            return []
+        try:
+            result = Invocation.of(listing, _common(ctx.params)).looked_up()
+        except Exception:  # noqa: BLE001 - whatever fails, a half-typed command line is no place to tell it
+            return []
+        rows = result.details.get("rows")
+        names = [str(row["name"]) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One call of one operation: with whose rights, on what, shown how."""
+
+    operation: AnyOperation
+    executor: Executor
+    common: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, operation: AnyOperation, common: Mapping[str, Any]) -> Invocation:
+        """From the common flags; reads the settings, connects to nothing yet. Raises SettingsError."""
+        from exporter.service import collector_defaults
+
+        names = {"libvirt.uri": "libvirt_uri", "state.directory": "state_directory", "config.file": "config_file"}
+        flags = {key: common.get(name) for key, name in names.items()}
+        settings = load_settings(
+            Settings, flags=flags, environ=os.environ, collectors=collector_defaults(), is_root=os.geteuid() == 0
+        )
+        # Reading needs no right to change, so it does not ask for one.
+        session = Session(settings.libvirt.uri, read_only=operation.reads)
+        return cls(operation, Executor(session, control_folders(settings)), common)
+
+    def looked_up(self) -> Result:
+        """The result of a listing without parameters."""
+        return self.executor.run(self.operation, None, parse_parameters(self.operation, {}), Request(_actor("")))
+
+    def run(self, reference: str | None, values: Mapping[str, object]) -> None:
+        """Runs it and shows the result. Raises ControlError, UsageError, KeyboardInterrupt."""
+        output = str(self.common.get("output", "table"))
+        console = result_console(sys.stdout, sys.stdout.isatty())
+        try:
+            parameters = parse_parameters(self.operation, parameter_document(self.operation.parameters, values))
+            if not self.operation.reads:
+                recover(self.executor)
+            confirmed = self._confirmation(reference, parameters)
+            result = self._run(reference, parameters, self._request(confirmed))
+        except ControlError as error:
+            if output != "table":
+                render({"error": {**error.as_json(), "exit_status": error.exit_status}}, output, console)
+            raise
+        finally:
+            self.executor.session.close()
+        render(result.model_dump(mode="json", exclude_none=True), output, console)
+        for warning in result.warnings if output == "table" else ():
+            click.echo(f"virtgauge: warning: {printable(warning)}", err=True)
+
+    def _request(self, confirmed: str | None) -> Request:
+        deadline = self.common.get("deadline")
+        return Request(
+            actor=_actor(str(self.common.get("reason") or "")),
+            dry_run=bool(self.common.get("dry_run")),
+            confirmed=confirmed,
+            lock_wait_s=_duration("--wait", str(self.common.get("wait_lock") or "0")),
+            deadline_s=_duration("--deadline", str(deadline)) if deadline else None,
+            cancelled=threading.Event(),
+        )
+
+    def _confirmation(self, reference: str | None, parameters: Parameters) -> str | None:
+        """The subject's name, once the caller has agreed; None where nothing needs it."""
+        if self.operation.reads or self.common.get("dry_run") or not self.operation.is_destructive(parameters):
+            return None
+        look = self.executor.run(self.operation, reference, parameters, Request(_actor(""), dry_run=True))
+        if look.plan is not None and look.plan.nothing_to_do:
+            return None
+        subject = self.operation.find(self.executor.session, reference, parameters)
+        if not self.common.get("yes"):
+            _ask(self.operation, subject, look)
+        return subject.name
+
+    def _run(self, reference: str | None, parameters: Parameters, request: Request) -> Result:
+        """In a thread of its own, so that Ctrl-C asks it to stop instead of cutting it off in the middle."""
+        outcome: list[Result | BaseException] = []
+        with _progress(self.operation) as told:
+            asked = Request(**{**request.__dict__, "progress": told})
+            address = own_connectivity.ssh_address(os.environ)
+
+            def work() -> None:
+                own_connectivity.caller_address.set(address)
+                try:
+                    outcome.append(self.executor.run(self.operation, reference, parameters, asked))
+                except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+                    outcome.append(error)
+
+            worker = threading.Thread(target=work, name="operation", daemon=True)
+            worker.start()
+            _join(worker, request.cancelled)
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
+
+
+def control_folders(settings: Settings) -> Folders:
+    """Where control keeps its state, and whence guests may be given files."""
+    return Folders(settings.state.directory / "control", tuple(settings.control.image_directory))
+
+
+def recover(executor: Executor) -> None:
+    """Tells the trail of what dead processes left open, and has an open interface change watched again."""
+    executor.explain_left_open(by_name())
+    trail: Trail = executor.trail
+    interface_change.resume(executor.folders, trail.append)
+
+
+def _join(worker: threading.Thread, cancelled: threading.Event | None) -> None:
+    while worker.is_alive():
+        try:
+            worker.join(0.2)
+        except KeyboardInterrupt:
+            if cancelled is None or cancelled.is_set():
+                raise  # asked twice: what libvirt does now goes on without us, and the trail will say so
+            cancelled.set()
+            click.echo("virtgauge: stopping; once more leaves it to libvirt", err=True)
+
+
+def _actor(reason: str) -> Actor:
+    return Actor(name=getpass.getuser() if os.environ.get("USER") else f"uid {os.getuid()}", way="command line",
+                 reason=reason)  # fmt: skip
+
+
+def _duration(flag: str, text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r}: {error}") from error
+
+
+def _ask(operation: AnyOperation, subject: Subject, look: Result) -> None:
+    """Asks on the terminal; raises UsageError where there is none, click.Abort for a no."""
+    since = f"running for {uptime(subject.uptime_s)}" if subject.uptime_s is not None else "not running"
+    of = f"{subject.kind} {printable(subject.name)}"
+    about = f"{of} ({since})" if subject.kind == "domain" else of
+    if not sys.stdin.isatty():
+        raise UsageError(f"{operation.verb} of {about} cannot be undone; give --yes to do it without being asked")
+    for lost in look.plan.lost if look.plan else ():
+        click.echo(f"would be lost: {printable(lost)}", err=True)
+    click.confirm(f"{operation.verb} of {about} cannot be undone. Go on?", abort=True, err=True)
+
+
+class _progress:  # noqa: N801 - a context manager, read as a function
+    """Shows an operation's steps on a terminal's standard error; nothing elsewhere."""
+
+    def __init__(self, operation: AnyOperation) -> None:
+        self._shown = operation.long_running and sys.stderr.isatty()
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
+            console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._task = self._progress.add_task(operation.verb, total=None)
+
+    def __enter__(self) -> Callable[[Step], None]:
+        if self._shown:
+            self._progress.start()
+        return self._told
+
+    def __exit__(self, *_error: object) -> None:
+        if self._shown:
+            self._progress.stop()
+
+    def _told(self, step: Step) -> None:
+        total = None if step.fraction is None else 1.0
+        self._progress.update(self._task, description=printable(step.phase), completed=step.fraction, total=total)

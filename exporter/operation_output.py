@@ -1,0 +1,140 @@
+"""What the command line shows of an operation's result: tables for people, JSON or YAML for programs.
+
+Names come from guests and may hold anything: control characters are shown escaped, never sent to the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# Wide enough that nothing is cut where no terminal sets the width.
+_NO_TERMINAL_COLUMNS = 4096
+_LONG_TEXTS = ("xml", "diff", "content")
+
+
+def render(result: Mapping[str, Any], output: str, console: Console) -> None:
+    """Writes a Result (as JSON-ready mapping) or an error mapping to `console` as table, json or yaml."""
+    if output == "json":
+        console.file.write(json.dumps(result, indent=2, ensure_ascii=True) + "\n")
+    elif output == "yaml":
+        console.file.write(yaml.safe_dump(dict(result), sort_keys=False, allow_unicode=False))
+    else:
+        _render_tables(result, console)
+
+
+def result_console(file: Any, is_terminal: bool) -> Console:
+    """A console for results: plain and uncut where it is not a terminal."""
+    if is_terminal:
+        return Console(file=file, highlight=False, markup=False, emoji=False)
+    return Console(
+        file=file, highlight=False, markup=False, emoji=False, width=_NO_TERMINAL_COLUMNS, color_system=None
+    )
+
+
+def printable(value: object) -> str:
+    """A value for a person: control characters escaped, lists joined, absent empty."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(printable(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {printable(item)}" for name, item in value.items())
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(value))
+
+
+def uptime(seconds: float) -> str:
+    """`3 d 4 h`, `12 min 5 s`: the two largest units."""
+    parts, rest = [], int(seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        number, rest = divmod(rest, size)
+        if number:
+            parts.append(f"{number} {unit}")
+    return " ".join(parts[:2]) or "0 s"
+
+
+def _render_tables(result: Mapping[str, Any], console: Console) -> None:
+    plan = result.get("plan")
+    if result.get("dry_run") and plan:
+        _render_plan(result, plan, console)
+        return
+    details = dict(result.get("details") or {})
+    rows = details.pop("rows", None)
+    if rows is not None:
+        console.print(_rows(rows))
+        if details:
+            console.print(Text(", ".join(f"{name} {printable(value)}" for name, value in details.items())))
+        return
+    if result.get("after") is not None or result.get("before") is not None:
+        _line(console, f"{_subject(result)}: {_verb(result)}{'' if result.get('changed') else ', nothing to change'}")
+    _pairs({**(result.get("after") or {}), **details}, console)
+
+
+def _render_plan(result: Mapping[str, Any], plan: Mapping[str, Any], console: Console) -> None:
+    if plan.get("nothing_to_do"):
+        _line(console, f"{_subject(result)}: nothing to change")
+    else:
+        _line(console, f"{_subject(result)}: {_verb(result)} would do this:")
+        for number, step in enumerate(plan.get("steps") or (), 1):
+            _line(console, f"  {number}. {step}")
+    for title, lines in (("would be lost", plan.get("lost")), ("warnings", plan.get("warnings"))):
+        for line in lines or ():
+            _line(console, f"{title}: {line}")
+    _pairs(plan.get("state") or {}, console)
+    if plan.get("diff"):
+        _text(console, str(plan["diff"]))
+
+
+def _subject(result: Mapping[str, Any]) -> str:
+    subject = result.get("subject") or {}
+    return " ".join(str(subject[name]) for name in ("kind", "name") if subject.get(name))
+
+
+def _verb(result: Mapping[str, Any]) -> str:
+    return str(result.get("operation", "")).rpartition(".")[2]
+
+
+def _rows(rows: Iterable[Mapping[str, Any]]) -> Table | Text:
+    listed = list(rows)
+    if not listed:
+        return Text("none")
+    names = list(dict.fromkeys(name for row in listed for name in row))
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name)
+    for row in listed:
+        table.add_row(*(Text(printable(row.get(name))) for name in names))
+    return table
+
+
+def _pairs(values: Mapping[str, Any], console: Console) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column("name")
+    table.add_column("value")
+    for name, value in values.items():
+        if name not in _LONG_TEXTS:
+            table.add_row(Text(name), Text(printable(value)))
+    if table.row_count:
+        console.print(table)
+    for name in _LONG_TEXTS:
+        if values.get(name):
+            _text(console, str(values[name]))
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(Text(printable(text)))
+
+
+def _text(console: Console, text: str) -> None:
+    for line in text.splitlines():
+        console.file.write(printable(line) + "\n")
