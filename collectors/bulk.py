@@ -22,8 +22,11 @@ GROUP_BITS: Mapping[str, int] = {
 SAFE_GROUPS = frozenset({"state", "interface", "perf", "memory"})
 """Groups that never touch QEMU and take no job."""
 
+SAFE_MASK = 1 | 16 | 64 | 256
+"""The bits of SAFE_GROUPS."""
+
 _NOWAIT = 1 << 29
-_CONTROL_JOB, _CONTROL_OCCUPIED = 1, 2
+_CONTROL_JOB, _CONTROL_OCCUPIED, _CONTROL_ERROR = 1, 2, 3
 
 
 def group_bits(groups: Iterable[str]) -> int:
@@ -99,46 +102,60 @@ def _version(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
-def read_chunk(session: Session, uuids: Iterable[str], mask: int) -> ChunkAnswer:
+def read_chunk(session: Session, uuids: Iterable[str], mask: int, whole: bool = True) -> ChunkAnswer:
     """Bulk statistics of active domains, without waiting for jobs that others hold.
 
-    NOWAIT does not bound the call: it waits for as long as a QEMU hangs whose job is free (see ``lanes``).
+    NOWAIT does not bound the call: it waits for as long as a QEMU hangs whose job is free (see ``asking``).
+    ``whole`` False says that ``mask`` is not all that is wanted, so that no answer is complete.
     """
     domains = session.domains(uuids)
     sampled_at_s = time.monotonic()
     if not domains:
         return ChunkAnswer(sampled_at_s, ())
     rows = session.connection.domainListGetStats(domains, mask, _NOWAIT)
-    return ChunkAnswer(sampled_at_s, tuple(_domain_stats(domain, stats, mask) for domain, stats in rows))
+    return ChunkAnswer(sampled_at_s, tuple(_domain_stats(domain, stats, mask, whole) for domain, stats in rows))
 
 
-def _domain_stats(domain: libvirt.virDomain, stats: dict[str, Value], mask: int) -> DomainStats:
-    complete = is_complete(stats, mask)
+def _domain_stats(domain: libvirt.virDomain, stats: dict[str, Value], mask: int, whole: bool) -> DomainStats:
+    complete = is_complete(stats, mask) if whole else False
+    if complete:
+        stats["monitor.busy"] = 0
+    else:
+        reason, busy_s = _reason(domain)
+        if complete is None:  # the keys do not tell
+            complete = reason == "none"
+        if not complete:
+            # Nobody holds it now: a job that has ended meanwhile, or, where it was not asked, a hang without a call.
+            stats["sample.reason"] = reason if reason != "none" else "job" if whole else "monitor"
+        if busy_s is not None and (whole or busy_s):
+            stats["monitor.busy"] = busy_s
     stats["sample.complete"] = complete
-    stats["monitor.busy"] = 0
-    if not complete:
-        stats["sample.reason"], stats["monitor.busy"] = _reason(domain)
     return DomainStats(domain.UUIDString(), domain.ID(), domain.name(), stats, complete)
 
 
-def is_complete(stats: Mapping[str, Value], mask: int) -> bool:
-    """Whether libvirt got the domain's job, told by the keys it can only give with it."""
+def is_complete(stats: Mapping[str, Value], mask: int) -> bool | None:
+    """Whether libvirt got the domain's job, told by the keys it can only give with it; None where none tells."""
     if mask & GROUP_BITS["balloon"]:
         return "balloon.rss" in stats
-    if mask & GROUP_BITS["block"]:
-        return not stats.get("block.count") or any(key.endswith(".rd.reqs") for key in stats)
-    return True
+    if mask & GROUP_BITS["block"] and stats.get("block.count"):
+        return any(key.endswith(".rd.reqs") for key in stats)
+    return None if mask & ~SAFE_MASK else True
 
 
-def _reason(domain: libvirt.virDomain) -> tuple[str, float]:
-    """Why a domain answered in part, and the seconds its monitor has been busy; never waits (control info)."""
+def _reason(domain: libvirt.virDomain) -> tuple[str, float | None]:
+    """Why a domain answers in part, and the seconds its monitor has been busy; never waits (control info).
+
+    ``none`` where nobody holds the domain now; seconds are None where libvirt does not know them.
+    """
     try:
         state, _details, since_ms = domain.controlInfo()
     except libvirt.libvirtError:
-        return "job", 0.0
+        return "job", None
     if state == _CONTROL_OCCUPIED:
         return "monitor", since_ms / 1000
-    return "job", 0.0
+    if state == _CONTROL_ERROR:
+        return "monitor", None
+    return ("job" if state == _CONTROL_JOB else "none"), 0.0
 
 
 def build_info(version: str) -> tuple[Constant, ...]:

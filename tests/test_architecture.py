@@ -17,7 +17,7 @@ MODULES = sorted(path.relative_to(REPOSITORY) for package in PACKAGES for path i
 # Modules that may import a library, by the library; a folder stands for all in it.
 LIBVIRT = (
     "collectors/connection.py", "collectors/sampler.py", "collectors/bulk.py", "collectors/lanes.py",
-    "collectors/periodic.py",
+    "collectors/liveness.py", "collectors/periodic.py",
     "collectors/inventory.py", "collectors/events.py", "collectors/host.py", "collectors/storage.py",
     "collectors/virtual_networks.py", "collectors/jobs.py", "collectors/snapshots.py", "collectors/settings.py",
     "collectors/limits.py", "exporter/control/", "exporter/demonstration/")
