@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
-from pymongo.database import Database
+from pymongo.database import Database as PyMongoDatabase
 
 from exporter.archive.documents import (
     META,
@@ -30,8 +30,11 @@ QUERY_TIME_MS = 30_000
 """What the server gives one query."""
 
 _HEAD = ("schema", "start", "end", "host", "offsets_ms")
-# A raw document may begin a window before the span; one more holds the sample that the first rate needs.
-_RAW_MARGIN_S = 2.0 * RAW.span_s + 30.0
+# A window is at most 300 s long (archive.window); the sample before the span is needed for its first rate.
+_RAW_MARGIN_S = 330.0
+
+Database: TypeAlias = PyMongoDatabase[Any]
+"""A database as pymongo gives it, whatever its documents are decoded to."""
 
 Unsealed = Callable[[UUID], Sequence[Document]]
 """The raw documents of windows that are not in the database yet; any thread."""
@@ -40,7 +43,7 @@ Unsealed = Callable[[UUID], Sequence[Document]]
 class DocumentReader:
     """Reads one database. Any thread; every method blocks and raises what pymongo raises, and HistoryError."""
 
-    def __init__(self, database: Database[Any], unsealed: Unsealed | None = None) -> None:
+    def __init__(self, database: Database, unsealed: Unsealed | None = None) -> None:
         options: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument, tz_aware=True)
         self.database = database
         self._raw_database = database.with_options(codec_options=options)

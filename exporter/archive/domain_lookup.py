@@ -9,9 +9,8 @@ from uuid import UUID
 
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
-from pymongo.database import Database
 
-from exporter.archive.document_reader import QUERY_TIME_MS
+from exporter.archive.document_reader import QUERY_TIME_MS, Database
 from exporter.archive.documents import OBJECTS, binary_uuid
 from exporter.archive.history_errors import telling_failures
 from exporter.archive.timespan import Span, iso
@@ -36,7 +35,7 @@ class ArchivedDomain:
         return self.first_seen_s < span.end_s + 60 and self.last_seen_s > span.start_s - 60
 
 
-def find_domain(database: Database[Any], wanted: str, span: Span, host: str | None = None) -> ArchivedDomain:
+def find_domain(database: Database, wanted: str, span: Span, host: str | None = None) -> ArchivedDomain:
     """The domain of that name or UUID, on that host where one is given.
 
     Of several with one name the one that was seen in the span; a domain that moved between hosts is one domain.
@@ -52,7 +51,7 @@ def find_domain(database: Database[Any], wanted: str, span: Span, host: str | No
     return max(in_span, key=lambda domain: domain.last_seen_s)
 
 
-def all_domains(database: Database[Any]) -> list[ArchivedDomain]:
+def all_domains(database: Database) -> list[ArchivedDomain]:
     """Every domain of every host, by name; raises HistoryError."""
     return sorted(_found(database, {}), key=lambda domain: (domain.name, domain.host_name, domain.last_seen_s))
 
@@ -64,7 +63,7 @@ def _condition(wanted: str) -> dict[str, Any]:
         return {"name": wanted}
 
 
-def _found(database: Database[Any], condition: Mapping[str, Any]) -> list[ArchivedDomain]:
+def _found(database: Database, condition: Mapping[str, Any]) -> list[ArchivedDomain]:
     options: CodecOptions[Any] = CodecOptions(tz_aware=True, uuid_representation=UuidRepresentation.STANDARD)
     objects = database.get_collection(OBJECTS, codec_options=options)
     with telling_failures(database):

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
-from pymongo.database import Database
-
-from exporter.archive.document_reader import DocumentReader, Unsealed
+from exporter.archive.document_reader import Database, DocumentReader, Unsealed
 from exporter.archive.documents import FIVE_MINUTES, HOURLY, RAW, RESOLUTIONS, Resolution
 from exporter.archive.history_errors import telling_failures
 from exporter.archive.history_fields import HistoryField
@@ -57,7 +54,7 @@ class Reading:
 class History:
     """Reads one database. Any thread; every method blocks, and raises HistoryError where the database fails."""
 
-    def __init__(self, database: Database[Any], unsealed: Unsealed | None = None) -> None:
+    def __init__(self, database: Database, unsealed: Unsealed | None = None) -> None:
         self._database = database
         self._documents = DocumentReader(database, unsealed)
 

@@ -1,0 +1,182 @@
+"""The archive over HTTP: flat JSON for Grafana's Infinity data source, and Prometheus's remote-read protocol.
+
+    GET  /api/v1/history/query?domain=web1&field=cpu.usage&since=24h    rows, see `Answer.rows`
+    GET  /api/v1/history/domains, /api/v1/history/fields                what there is
+    POST /api/v1/read                                                   remote read
+
+Routes for a Starlette application; the database is read in worker threads, at most four at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import orjson
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from exporter.archive.document_reader import Database, Unsealed
+from exporter.archive.domain_lookup import all_domains
+from exporter.archive.history_fields import HistoryFields
+from exporter.archive.history_question import Question, ask
+from exporter.archive.remote_answers import RemoteAnswers
+from exporter.archive.timespan import iso
+from exporter.errors import UsageError, VirtgaugeError
+from exporter.nearest import nearest
+from exporter.remote_read import MOST_REQUEST_BYTES, read_request, response
+
+_log = logging.getLogger(__name__)
+
+QUERY_PATH = "/api/v1/history/query"
+READ_PATH = "/api/v1/read"
+RESOLUTION_HEADER = "X-Virtgauge-Resolution"
+UNSEALED_HEADER = "X-Virtgauge-Unsealed"
+MOST_AT_ONCE = 4
+_PARAMETERS = ("domain", "field", "since", "until", "step", "points", "host")
+
+T = TypeVar("T")
+
+
+class HistoryApi:
+    """`database` gives the archive's database, or raises VirtgaugeError while there is none; any thread may call it."""
+
+    def __init__(
+        self,
+        database: Callable[[], Database],
+        fields: HistoryFields,
+        unsealed: Unsealed | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._fields = fields
+        self._unsealed = unsealed
+        self._clock = clock
+        self._places: asyncio.Semaphore | None = None
+
+    def routes(self) -> list[Route]:
+        """The routes, for the exporter's application."""
+        return [
+            Route(QUERY_PATH, self._answered(self._query), methods=["GET"]),
+            Route("/api/v1/history/domains", self._answered(self._domains), methods=["GET"]),
+            Route("/api/v1/history/fields", self._answered(self._list_fields), methods=["GET"]),
+            Route(READ_PATH, self._answered(self._read), methods=["POST"]),
+        ]
+
+    def _answered(self, endpoint: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        """The endpoint with every error as a JSON answer."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                result: Response = await endpoint(request)
+                return result
+            except UsageError as error:
+                return _error(400, str(error))
+            except VirtgaugeError as error:
+                return _error(503, str(error))
+            except ClientDisconnect:
+                return _error(400, "the request's body did not arrive")
+            except Exception:  # noqa: BLE001  # a bug must cost this answer only, and leave its traceback
+                _log.exception("a history answer failed", extra={"path": request.url.path})
+                return _error(500, "virtgauge has a bug: the history answer failed; its log holds the traceback")
+
+        return answer
+
+    async def _query(self, request: Request) -> Response:
+        question = _question(request)
+
+        def work() -> tuple[bytes, dict[str, str]]:
+            answer = ask(self._database(), self._fields, question, self._clock(), self._unsealed)
+            unsealed = "true" if answer.reading.unsealed else "false"
+            return orjson.dumps(list(answer.rows())), {
+                RESOLUTION_HEADER: answer.resolution,
+                UNSEALED_HEADER: unsealed,
+            }
+
+        body, headers = await self._in_thread(work)
+        return Response(body, media_type="application/json", headers=headers)
+
+    async def _domains(self, request: Request) -> Response:
+        def work() -> bytes:
+            return orjson.dumps(
+                [
+                    {
+                        "domain": domain.name,
+                        "uuid": str(domain.uuid),
+                        "host": domain.host_name,
+                        "first_seen": iso(domain.first_seen_s),
+                        "last_seen": iso(domain.last_seen_s),
+                    }
+                    for domain in all_domains(self._database())
+                ]
+            )
+
+        return Response(await self._in_thread(work), media_type="application/json")
+
+    async def _list_fields(self, request: Request) -> Response:
+        rows = [
+            {
+                "field": field.name,
+                "metric": field.metric,
+                "unit": field.unit,
+                "device": field.device_label,
+                "help": field.declaration.help,
+            }
+            for field in self._fields
+        ]
+        return Response(orjson.dumps(rows), media_type="application/json")
+
+    async def _read(self, request: Request) -> Response:
+        body = await _body(request)
+        labels = dict(request.query_params)
+
+        def work() -> bytes:
+            answers = RemoteAnswers(self._database(), self._fields, self._unsealed)
+            return response(answers.answer(read_request(body), labels))
+
+        answer = await self._in_thread(work)
+        return Response(answer, media_type="application/x-protobuf", headers={"Content-Encoding": "snappy"})
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        async with self._place():
+            return await run_in_threadpool(work)
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        # Made in the loop that serves; made anew in each test's loop with its own HistoryApi.
+        if self._places is None:
+            self._places = asyncio.Semaphore(MOST_AT_ONCE)
+        async with self._places:
+            yield
+
+
+def _question(request: Request) -> Question:
+    query = request.query_params
+    for name in query:
+        if name not in _PARAMETERS:
+            raise UsageError(f"unknown parameter {name[:60]!r}; the nearest is {nearest(name, _PARAMETERS)}")
+    if not query.get("domain"):
+        raise UsageError("the parameter domain is missing; give a name or UUID, like domain=web1")
+    fields = tuple(word for text in query.getlist("field") for word in text.split(",") if word.strip())
+    rest = {name: query.get(name, "") for name in ("domain", "since", "until", "step", "points", "host")}
+    return Question(fields=fields, **rest)
+
+
+async def _body(request: Request) -> bytes:
+    """The body; raises UsageError where it is larger than any remote-read request."""
+    found = bytearray()
+    async for piece in request.stream():
+        found += piece
+        if len(found) > MOST_REQUEST_BYTES:
+            raise UsageError(f"the body is larger than {MOST_REQUEST_BYTES} bytes; ask for fewer series")
+    return bytes(found)
+
+
+def _error(status: int, text: str) -> Response:
+    return Response(orjson.dumps({"error": text}), status_code=status, media_type="application/json")
