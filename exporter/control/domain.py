@@ -147,11 +147,12 @@ def live_state(handle: Any) -> str:
 def qemu_pid(uuid: str, proc: Path = Path("/proc")) -> int | None:
     """The process of a local QEMU guest, by the `-uuid` of its command line; None where there is none to see."""
     wanted = b"\0-uuid\0" + uuid.encode() + b"\0"
-    for entry in os.scandir(proc):
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                if wanted in (proc / entry.name / "cmdline").read_bytes():
-                    return int(entry.name)
+    with os.scandir(proc) as entries:
+        for entry in entries:
+            if entry.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    if wanted in (proc / entry.name / "cmdline").read_bytes():
+                        return int(entry.name)
     return None
 
 

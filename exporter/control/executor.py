@@ -142,7 +142,7 @@ class Executor:
             with _mapped(_doing(operation, call.subject)):
                 operation.check(call, parameters)
                 plan = operation.plan(call, parameters)
-            if operation.is_destructive(parameters) and not plan.nothing_to_do:
+            if (operation.is_destructive(parameters) or plan.lost) and not plan.nothing_to_do:
                 _confirm(operation, call.subject, request)
             return plan
         except ControlError as error:

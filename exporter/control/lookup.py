@@ -79,11 +79,17 @@ def _uptime(handle: Any) -> State:
 
 
 def _job(handle: Any) -> State:
+    # Not jobInfo: that waits 30 s for a domain that another call holds. This never waits.
     try:
-        kind = handle.jobInfo()[0] if handle.isActive() else libvirt.VIR_DOMAIN_JOB_NONE
+        control, _detail, held_ms = handle.controlInfo()
     except libvirt.libvirtError:
         return {}
-    return {"job": "none" if kind == libvirt.VIR_DOMAIN_JOB_NONE else "running"}
+    words = {
+        libvirt.VIR_DOMAIN_CONTROL_OK: "none",
+        libvirt.VIR_DOMAIN_CONTROL_JOB: "running",
+        libvirt.VIR_DOMAIN_CONTROL_OCCUPIED: "monitor busy",
+    }
+    return {"job": words.get(control, "error"), **({"job_s": held_ms / 1000} if held_ms else {})}
 
 
 class XmlParameters(Parameters):

@@ -71,7 +71,9 @@ class Plan(BaseModel):
     state: State = Field(default_factory=dict, description="The state now.")
     steps: list[str] = Field(default_factory=list, description="What would be done, in order, with deadlines.")
     diff: str = Field(default="", description="Unified diff of a configuration that would change.")
-    lost: list[str] = Field(default_factory=list, description="What would be lost and cannot be had back.")
+    lost: list[str] = Field(
+        default_factory=list, description="What would be lost and cannot be had back; asks for confirmation."
+    )
     warnings: list[str] = Field(default_factory=list)
     nothing_to_do: bool = Field(default=False, description="The wanted state is there already.")
 

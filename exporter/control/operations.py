@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.control import interface_reading, interfaces, lookup
+from exporter.control import interface_reading, interfaces, lifecycle, lookup
 from exporter.control.operation import Operation
 
 OPERATIONS: tuple[Operation[Any], ...] = (
     *lookup.OPERATIONS,
+    *lifecycle.OPERATIONS,
     *interface_reading.OPERATIONS,
     *interfaces.OPERATIONS,
 )

@@ -1,0 +1,206 @@
+"""Lifecycle operations on real guests: those that obey, ignore, are mute, panic and hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from exporter.control.errors import BusyError, NotFoundError, RefusedError, TimedOutError, UnconfirmedError
+from exporter.control.executor import Actor, Request
+from exporter.demonstration.guest_console import GuestConsole
+from exporter.demonstration.guest_definition import Accelerator, Guest
+from exporter.demonstration.guest_image import GuestImage
+from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from tests.live.operating import Operator, eventually
+from tests.live.sector_guests import SectorGuest, define, saying
+
+
+@pytest.fixture
+def operator(hypervisor: PrivateHypervisor, tmp_path: Path) -> Iterator[Operator]:
+    operator = Operator(hypervisor.uri, tmp_path / "control", (hypervisor.folder / "images",))
+    yield operator
+    operator.close()
+
+
+@pytest.fixture
+def deaf(hypervisor: PrivateHypervisor, operator: Operator) -> Iterator[SectorGuest]:
+    """A defined guest that ignores the power button and has no agent."""
+    guest = define(hypervisor, "deaf", saying("UP"))
+    yield guest
+    operator("domain.destroy", "deaf")
+    hypervisor.virsh("undefine", "--managed-save", "deaf")
+
+
+def test_states_and_what_they_allow(operator: Operator, deaf: SectorGuest) -> None:
+    for refused in ("reboot", "reset", "suspend", "resume", "core-dump"):
+        with pytest.raises(RefusedError, match="start it"):
+            operator(f"domain.{refused}", "deaf")
+    assert not operator("domain.destroy", "deaf").changed
+    assert not operator("domain.shutdown", "deaf").changed
+
+    started = operator("domain.start", "deaf", paused=True)
+    assert (started.changed, started.after["state"]) == (True, "paused")
+    assert not operator("domain.start", "deaf", paused=True).changed
+    with pytest.raises(RefusedError, match="resume it"):
+        operator("domain.start", "deaf")
+    with pytest.raises(RefusedError, match="cannot hear"):
+        operator("domain.shutdown", "deaf")
+    assert operator("domain.resume", "deaf").after["state"] == "running"
+    assert not operator("domain.resume", "deaf").changed
+    assert not operator("domain.start", "deaf").changed
+    eventually(lambda: "UP" in deaf.said(), "the guest's word")
+
+    assert operator("domain.suspend", "deaf").after["state"] == "paused"
+    assert not operator("domain.suspend", deaf.uuid).changed
+    operator("domain.resume", f"id:{operator('domain.show', 'deaf').details['id']}")
+    before = len(deaf.said())
+    assert operator("domain.reset", "deaf").changed
+    eventually(lambda: "UP" in deaf.said()[before:], "the guest's word after the reset")
+
+    shown = operator("domain.show", "deaf").details
+    assert shown["uptime_s"] > 0
+    assert shown["maximum_memory_kib"] == 16384
+    counts = operator("domain.list", which="active").details["counts"]
+    assert counts["all"] == counts["active"] + counts["inactive"]
+    assert operator("domain.autostart", "deaf").changed
+    assert not operator("domain.autostart", "deaf").changed
+    assert operator("domain.autostart", "deaf", enabled=False).changed
+
+
+def test_a_guest_that_ignores_the_button(operator: Operator, deaf: SectorGuest) -> None:
+    operator("domain.start", "deaf")
+    with pytest.raises(TimedOutError, match=r"still running after.*ACPI.*destroy"):
+        operator("domain.shutdown", "deaf", acpi_timeout_s=2, resend_s=0.5)
+    with pytest.raises(TimedOutError, match="asked to reboot"):
+        operator("domain.reboot", "deaf", timeout_s=1.5, resend_s=0.5)
+    with pytest.raises(UnconfirmedError):
+        operator.run("domain.shutdown", "deaf", {"force": True}, Request(Actor("tester", "api")))
+    assert operator.state("deaf") == "running"
+    forced = operator("domain.shutdown", "deaf", acpi_timeout_s=1.5, resend_s=0.5, force=True)
+    assert forced.details["stopped_by"] == "force"
+    assert sum("ACPI" in stage for stage in forced.details["stages"]) >= 2
+    assert forced.after["state"] == "shutoff"
+    assert operator.trail.verify() == len(operator.events())
+
+
+def test_a_dry_run_tells_what_would_be_lost(operator: Operator, deaf: SectorGuest) -> None:
+    operator("domain.start", "deaf")
+    plan = operator.dry("domain.destroy", "deaf").plan
+    assert plan is not None
+    assert "memory" in plan.lost[0]
+    assert operator.state("deaf") == "running"
+
+
+def test_a_core_dump(operator: Operator, deaf: SectorGuest) -> None:
+    operator("domain.start", "deaf")
+    dumped = operator("domain.core-dump", "deaf")
+    file = Path(str(dumped.details["file"]))
+    assert file.read_bytes()[:4] == b"\x7fELF"
+    assert file.stat().st_mode & 0o077 == 0
+    assert file.stat().st_size >= 16 << 20
+    assert operator.state("deaf") == "running"
+
+
+def test_a_hung_qemu_keeps_only_its_own_domain(
+    hypervisor: PrivateHypervisor, operator: Operator, deaf: SectorGuest
+) -> None:
+    """QEMU stopped as by a debugger: libvirt's call does not come back, the operation does."""
+    operator("domain.start", "deaf")
+    pid = hypervisor.qemu_pid("deaf")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TimedOutError) as caught:
+            operator.run("domain.suspend", "deaf", {}, Request(Actor("tester", "api"), deadline_s=0.5))
+        assert caught.value.outcome_unknown
+        with pytest.raises(BusyError, match=r"busy with domain\.suspend"):
+            operator("domain.reset", "deaf")
+        assert operator.state("deaf") == "running"
+        assert operator("domain.list").details["counts"]["active"] >= 1
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: "late" in operator.events(), "the late record")
+    assert operator("domain.resume", "deaf").changed
+
+
+def test_a_hung_qemu_can_be_destroyed(hypervisor: PrivateHypervisor, operator: Operator, deaf: SectorGuest) -> None:
+    operator("domain.start", "deaf")
+    os.kill(hypervisor.qemu_pid("deaf"), signal.SIGSTOP)
+    assert operator("domain.destroy", "deaf").after["state"] == "shutoff"
+
+
+@pytest.fixture(scope="module")
+def obedient(
+    hypervisor: PrivateHypervisor, image: GuestImage, guest_accelerator: Accelerator
+) -> Iterator[GuestConsole]:
+    """A defined Linux guest with an agent, booted."""
+    guest = Guest("obedient", accelerator=guest_accelerator, boot_orders={"agent": "1"})
+    console = hypervisor.console("obedient")
+    console.files.log.unlink(missing_ok=True)
+    file = hypervisor.folder / "definitions" / "obedient.xml"
+    file.write_text(hypervisor.definition(guest, image))
+    hypervisor.virsh("define", str(file))
+    yield console
+    if "running" in hypervisor.virsh("domstate", "obedient"):
+        hypervisor.virsh("destroy", "obedient")
+    hypervisor.virsh("undefine", "obedient")
+
+
+def boots(console: GuestConsole) -> int:
+    return console.log().count("GUEST READY")
+
+
+def started(operator: Operator, console: GuestConsole) -> None:
+    before = boots(console)
+    if operator("domain.start", "obedient").changed:
+        eventually(lambda: boots(console) > before, "the guest's READY", 120)
+
+
+def test_reboot_and_shutdown_of_a_guest_that_obeys(operator: Operator, obedient: GuestConsole) -> None:
+    started(operator, obedient)
+    before = boots(obedient)
+    # The button does nothing until the guest's driver listens: sent again until it is seen.
+    assert operator("domain.reboot", "obedient", mode="acpi", resend_s=5).details["asked"] == "acpi"
+    eventually(lambda: boots(obedient) > before, "the guest's second boot", 120)
+    stopped = operator("domain.shutdown", "obedient", agent_timeout_s=30)
+    assert stopped.details["stopped_by"] in ("agent", "acpi")
+    assert stopped.after["state"] == "shutoff"
+
+
+def test_a_mute_agent_is_passed_over(operator: Operator, obedient: GuestConsole) -> None:
+    started(operator, obedient)
+    obedient.order("agent mute")
+    stopped = operator("domain.shutdown", "obedient", agent_timeout_s=3, resend_s=5)
+    assert stopped.details["stopped_by"] == "acpi", stopped.details
+    assert any("agent did not answer" in stage for stage in stopped.details["stages"]), stopped.details
+
+
+def test_a_panic_is_seen_and_started_again(operator: Operator, obedient: GuestConsole) -> None:
+    started(operator, obedient)
+    obedient_line = obedient.log()
+    with pytest.raises(Exception, match="obedient"):
+        obedient.order("panic", timeout_s=5)
+    assert len(obedient.log()) >= len(obedient_line)
+    eventually(lambda: operator.state("obedient") == "shutoff", "the end of the panicked guest")
+    assert operator("domain.show", "obedient").details["reason"] == "crashed"
+    assert not operator("domain.shutdown", "obedient").changed
+
+
+def test_a_transient_one_is_gone_with_its_definition(
+    hypervisor: PrivateHypervisor, operator: Operator, deaf: SectorGuest
+) -> None:
+    operator("domain.start", "deaf")
+    hypervisor.virsh("undefine", "deaf")
+    try:
+        with pytest.raises(UnconfirmedError):
+            operator.run("domain.shutdown", "deaf", {}, Request(Actor("tester", "api")))
+        with pytest.raises(RefusedError, match="transient"):
+            operator("domain.autostart", "deaf")
+        assert operator("domain.destroy", "deaf").after == {"state": "gone"}
+        with pytest.raises(NotFoundError):
+            operator("domain.show", "deaf")
+    finally:
+        define(hypervisor, "deaf", saying("UP"))
