@@ -53,6 +53,12 @@ class Session:
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
         return connection
 
+    def another(self) -> Session:
+        """A new Session like this one; itself on the test driver, whose state is each connection's own."""
+        if self.uri is not None and self.uri.startswith("test:"):
+            return self
+        return Session(self.uri, self._open is libvirt.openReadOnly)
+
     @property
     def driver(self) -> str:
         """libvirt's name of the hypervisor driver: `QEMU`, `TEST`, `Xen`."""
@@ -68,6 +74,40 @@ class Session:
         if connection is not None:
             with contextlib.suppress(libvirt.libvirtError):  # it was dead already
                 connection.close()
+
+
+class SessionPool:
+    """A Session for each run of an operation, used by one thread at a time. Any thread.
+
+    Measured: while one thread waits in a call to a hung QEMU, calls of others on the same connection now and then
+    stall until the next keepalive (5 s) or longer. So no two runs share a connection.
+    """
+
+    def __init__(self, model: Session, keep: int = 4) -> None:
+        self._model = model
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._idle: list[Session] = [model]
+
+    def take(self) -> Session:
+        with self._lock:
+            return self._idle.pop() if self._idle else self._model.another()
+
+    def give_back(self, session: Session) -> None:
+        with self._lock:
+            if session in self._idle:
+                return
+            if session is self._model or len(self._idle) < self._keep:
+                self._idle.append(session)
+                return
+        session.close()
+
+    def close(self) -> None:
+        """Closes the idle ones; those in use are closed by the process's end."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for session in idle:
+            session.close()
 
 
 def _alive(connection: Any) -> bool:

@@ -15,7 +15,7 @@ import libvirt
 from pydantic import JsonValue
 
 from exporter.control.audit import Trail
-from exporter.control.connection import Session
+from exporter.control.connection import Session, SessionPool
 from exporter.control.errors import ControlError, TimedOutError, UnconfirmedError, from_libvirt
 from exporter.control.folders import Folders
 from exporter.control.locks import Locks, SubjectLock
@@ -66,17 +66,27 @@ class Executor:
         self.folders = folders
         self.trail = trail or Trail(folders.trail)
         self._locks = Locks(folders)
+        self._sessions = SessionPool(session)
+
+    def close(self) -> None:
+        """Closes the connections that are not in use."""
+        self._sessions.close()
+        self.session.close()
 
     def run(self, operation: AnyOperation, reference: str | None, parameters: Parameters, request: Request) -> Result:
         """The operation's Result. Raises ControlError; the trail then holds an `end` or `refused` record too."""
         started_s = time.monotonic()
-        with _mapped(f"{operation.name}: looking for {reference!r}" if reference else operation.name):
-            subject = operation.find(self.session, reference, parameters)
-        seconds = request.deadline_s or operation.time_needed_s(parameters)
-        if operation.reads or request.dry_run:
-            result = self._look(operation, self._call(subject, seconds, request), parameters, request)
-        else:
-            result = self._locked(operation, reference, subject, parameters, request, seconds)
+        session = _Lease(self._sessions)
+        try:
+            with _mapped(f"{operation.name}: looking for {reference!r}" if reference else operation.name):
+                subject = operation.find(session.session, reference, parameters)
+            seconds = request.deadline_s or operation.time_needed_s(parameters)
+            if operation.reads or request.dry_run:
+                result = self._look(operation, self._call(session, subject, seconds, request), parameters, request)
+            else:
+                result = self._locked(operation, reference, subject, parameters, request, session)
+        finally:
+            session.end()
         result.elapsed_s = round(time.monotonic() - started_s, 3)
         return result
 
@@ -109,7 +119,7 @@ class Executor:
         subject: Subject,
         parameters: Parameters,
         request: Request,
-        seconds: float,
+        session: _Lease,
     ) -> Result:
         act = _Act(self, operation, subject, parameters, request)
         try:
@@ -124,13 +134,14 @@ class Executor:
                 lock.close_act()
             # Found again: what was looked up before the lock may be gone or have another id by now.
             with _mapped(_doing(operation, subject)):
-                found = operation.find(self.session, subject.uuid or reference, parameters)
-            call = self._call(found, seconds, request)
+                found = operation.find(session.session, subject.uuid or reference, parameters)
+            seconds = request.deadline_s or operation.time_needed_s(parameters)
+            call = self._call(session, found, seconds, request)
             plan = self._permitted(operation, call, parameters, request, act)
             if plan.nothing_to_do:
                 return self._unchanged(operation, call, parameters, plan, act)
             handed_over = True
-            return _Run(act, lock, call, plan).result(seconds)
+            return _Run(act, lock, session, call, plan).result(seconds)
         finally:
             if not handed_over:
                 lock.release()
@@ -155,9 +166,9 @@ class Executor:
         sequence = self._append("unchanged", {**act.facts, "before": state})
         return _result(operation, call, before=state, after=state, audit=[sequence], warnings=plan.warnings)
 
-    def _call(self, subject: Subject, seconds: float, request: Request) -> Call:
+    def _call(self, session: _Lease, subject: Subject, seconds: float, request: Request) -> Call:
         return Call(
-            session=self.session,
+            session=session.session,
             subject=subject,
             folders=self.folders,
             deadline=Deadline(seconds, request.cancelled),
@@ -178,6 +189,25 @@ class Executor:
     def _append(self, event: str, facts: Mapping[str, JsonValue]) -> int:
         self.folders.private(self.folders.state)
         return self.trail.append(event, facts)
+
+
+class _Lease:
+    """A Session of the pool, given back by whoever ends last: the run, or the act's own thread."""
+
+    def __init__(self, pool: SessionPool) -> None:
+        self._pool = pool
+        self._kept = False
+        self.session = pool.take()
+
+    def keep(self) -> None:
+        self._kept = True
+
+    def end(self) -> None:
+        if not self._kept:
+            self.give_back()
+
+    def give_back(self) -> None:
+        self._pool.give_back(self.session)
 
 
 class _Act:
@@ -209,9 +239,10 @@ class _Run:
     the thread keeps the lock until libvirt answers, and then writes a `late` record.
     """
 
-    def __init__(self, act: _Act, lock: SubjectLock, call: Call, plan: Plan) -> None:
+    def __init__(self, act: _Act, lock: SubjectLock, session: _Lease, call: Call, plan: Plan) -> None:
         self._act = act
         self._lock = lock
+        self._session = session
         self._plan = plan
         self._call = Call(
             session=call.session, subject=call.subject, folders=call.folders, deadline=call.deadline,
@@ -236,6 +267,7 @@ class _Run:
             self._lock.close_act()
             self._lock.release()
             raise
+        self._session.keep()
         threading.Thread(target=self._work, name=f"control-{operation.name}", daemon=True).start()
         self._done.wait(seconds + _GRACE_S)
         with self._settling:
@@ -272,6 +304,7 @@ class _Run:
             self._outcome = error
         finally:
             self._lock.release()
+            self._session.give_back()
             self._done.set()
 
     def _acted(self) -> Result:

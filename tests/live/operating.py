@@ -44,7 +44,7 @@ class Operator:
         return [str(record["event"]) for record in self.trail.records()]
 
     def close(self) -> None:
-        self.executor.session.close()
+        self.executor.close()
 
 
 def eventually(seen: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
