@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
+from xml.etree import ElementTree
 
 import libvirt
 
@@ -109,6 +110,22 @@ class Opener:
         with contextlib.suppress(libvirt.libvirtError):  # drivers without a daemon (test:///) have no keepalive
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
         return connection
+
+
+def host_identity(opener: Opener) -> tuple[str, str]:
+    """libvirt's UUID and name of the host, over a connection of its own.  Raises ConnectionDownError; may block."""
+    connection = opener.open()
+    try:
+        uuid = ElementTree.fromstring(connection.getCapabilities()).findtext("host/uuid")
+        name = connection.getHostname()
+    except (libvirt.libvirtError, ElementTree.ParseError) as error:
+        raise ConnectionDownError(f"the host's UUID cannot be read: {error}") from error
+    finally:
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.close()
+    if not uuid:
+        raise ConnectionDownError("libvirt names no UUID of the host; set host_uuid in libvirtd.conf")
+    return uuid, name
 
 
 class Session:

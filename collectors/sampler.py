@@ -40,8 +40,11 @@ class Sampler:
 
     def __init__(self, pool: LanePool, inventory: Inventory, collectors: Iterable[Collector],
                  records: DomainRecords, background: Background, chunk: int = 12, constants: tuple[Constant, ...] = (),
-                 wall_clock: Callable[[], float] = time.time) -> None:
+                 wall_clock: Callable[[], float] = time.time,
+                 own_records: Iterable[Callable[[float], Record]] = ()) -> None:
+        """``own_records`` give other parts' series about themselves, with the monotonic time of the sampling."""
         self._pool = pool
+        self._own_records = tuple(own_records)
         self._inventory = inventory
         self._background = background
         self._collectors = tuple(collectors)
@@ -126,6 +129,7 @@ class Sampler:
         for name, (succeeded, took_s) in self._background.status().items():
             success[name], durations[name] = succeeded and round_.roster is not None, took_s
         records.append(self._own_record(round_, success, durations))
+        records.extend(record(round_.started_s) for record in self._own_records)
         return Snapshot(self._sequence, round_.started_s, round_.finished_s, wall_time_s, round_.roster is not None,
                         tuple(records), success, durations)
 

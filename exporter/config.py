@@ -10,14 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from exporter.listening import ListenAddress
 from exporter.setting_types import (
+    SECRET,
+    ArchiveUri,
     Duration,
     FilePath,
     LibvirtUri,
     ListenAddresses,
+    Size,
     TelemetryPath,
     parse_list,
     parse_off,
@@ -136,6 +139,44 @@ class ControlSettings(Section):
     )
 
 
+class ArchiveSpoolSettings(Section):
+    limit: Size = Field(
+        default=8 << 30, ge=1 << 20, description="Most disk space for samples that the database does not have yet.",
+        json_schema_extra={"default_text": "8GiB"},
+    )
+    full: Literal["oldest", "newest"] = Field(
+        default="oldest", description="Which samples are dropped when the spool is full: oldest or newest."
+    )
+
+
+class ArchiveRetentionSettings(Section):
+    raw: Duration = Field(default=7 * 86400.0, ge=3600, description="How long samples are kept.")
+    five_minutes: Duration = Field(default=90 * 86400.0, ge=3600, description="How long 5-minute points are kept.")
+    hourly: Duration = Field(default=730 * 86400.0, ge=3600, description="How long 1-hour points are kept.")
+
+
+class ArchiveSettings(Section):
+    uri: ArchiveUri | None = Field(
+        default=None,
+        description="MongoDB URI of the archive, or embedded for a server that virtgauge runs itself.",
+        json_schema_extra={"default_text": "no archive", "may_hold_password": True},
+    )
+    database: str = Field(
+        default="virtgauge", pattern=r"^[A-Za-z0-9_-]{1,63}$", description="Database that the archive is kept in."
+    )
+    username: str | None = Field(default=None, min_length=1, description="User name, if the URI names none.")
+    password: Annotated[SecretStr | None, SECRET] = Field(default=None, description="Password of the user.")
+    password_file: FilePath | None = Field(default=None, description="File that holds the password and nothing else.")
+    window: Duration = Field(
+        default=60.0, ge=10, le=300, multiple_of=1, description="Length of the time that one document covers."
+    )
+    partition: Literal["day", "hour"] = Field(
+        default="day", description="What one collection of samples covers: day, or hour for many guests on embedded."
+    )
+    spool: ArchiveSpoolSettings = ArchiveSpoolSettings()
+    retention: ArchiveRetentionSettings = ArchiveRetentionSettings()
+
+
 class Settings(Section):
     """All settings, checked; `load_settings` makes them. Frozen, so every thread may read them."""
 
@@ -149,3 +190,4 @@ class Settings(Section):
     state: StateSettings = StateSettings()
     compat: CompatSettings = CompatSettings()
     control: ControlSettings = ControlSettings()
+    archive: ArchiveSettings = ArchiveSettings()

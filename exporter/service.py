@@ -6,12 +6,13 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from collectors import COLLECTORS, SOURCES
 from collectors.background import Background
 from collectors.batch import Builder
 from collectors.bulk import build_info
-from collectors.connection import Opener, is_local
+from collectors.connection import Opener, host_identity, is_local
 from collectors.domain_records import DomainRecords
 from collectors.events import EventListener
 from collectors.fields import Collector
@@ -29,6 +30,9 @@ from .page import TargetPage, process_registry
 from .refusals import Refusals
 from .server import front_of, listening_sockets, serve_sockets
 from .version import VERSION
+
+if TYPE_CHECKING:
+    from .archive.archive import Archive
 
 log = logging.getLogger(__name__)
 
@@ -52,23 +56,27 @@ class Exporter:
         self.pool = LanePool(opener, settings.sampling.lanes, slots)
         slow = LanePool(opener, BACKGROUND_LANES, slots, "background")
         self.background = Background(slow, [SOURCES[c.name]() for c in enabled if c.name in SOURCES])
-        own = sampling(enabled)
-        compiler = Compiler([own, *enabled])
+        self.archive = _archive(settings)
+        own = [sampling(enabled), *(archive_collectors() if self.archive else ())]
+        compiler = Compiler([*own, *enabled])
         builder = Builder(compiler)
         local = is_local(settings.libvirt.uri, os.environ.get("LIBVIRT_DEFAULT_URI"))
         kernel = KernelSource() if local and settings.sampling.kernel == "auto" else None
         groups = {"state", *(group for collector in enabled for group in collector.groups)}
         records = DomainRecords(groups, self.inventory, kernel)
         sampler = Sampler(self.pool, self.inventory, enabled, records, self.background, settings.sampling.chunk,
-                          build_info(VERSION))
-        self.target = Target(sampler, builder, settings.sampling.max_age, settings.sampling.interval)
+                          build_info(VERSION), own_records=[self.archive.own_record] if self.archive else ())
+        self.target = Target(sampler, builder, settings.sampling.max_age, settings.sampling.interval,
+                             [self.archive.record] if self.archive else ())
         registry = None if settings.web.disable_exporter_metrics else process_registry(refusals)
-        self.page = TargetPage(self.target, builder.catalogue.families, families_of([own, *enabled]), registry)
+        self.page = TargetPage(self.target, builder.catalogue.families, families_of([*own, *enabled]), registry)
 
     def start(self) -> None:
         """Start the threads; libvirt need not be there yet."""
         self.events.start()
         self.background.start()
+        if self.archive is not None:
+            self.archive.start()
         self.target.start()
 
     def stop(self) -> None:
@@ -78,6 +86,26 @@ class Exporter:
         self.events.stop()
         self.page.close()
         self.pool.stop()
+        if self.archive is not None:
+            self.archive.stop()
+
+
+def _archive(settings: Settings) -> Archive | None:
+    """The archive of the settings, None where there is none; pymongo is loaded only for one."""
+    if settings.archive.uri is None:
+        return None
+    from .archive.archive import Archive, HostOnce
+
+    opener = Opener(settings.libvirt.uri)
+    return Archive(settings.archive, settings.state.directory,
+                   HostOnce(lambda: host_identity(opener), settings.host.name))
+
+
+def archive_collectors() -> tuple[Collector, ...]:
+    """The collector of the archive's own series; it has no flag and is on where there is an archive."""
+    from .archive.metrics import ARCHIVE
+
+    return (ARCHIVE,)
 
 
 def families_of(collectors: Iterable[Collector]) -> dict[str, frozenset[str]]:

@@ -29,6 +29,8 @@ class Setting:
     secret: bool = False
     # config.file names the file, so the file cannot name it.
     in_file: bool = True
+    # A URI may carry a password: such a value is not taken from a flag, and masked when printed.
+    may_hold_password: bool = False
 
     @property
     def is_switch(self) -> bool:
@@ -92,6 +94,7 @@ def _setting(key: str, field: FieldInfo) -> Setting:
         is_list=getattr(kind, "__origin__", None) is tuple,
         secret=any(isinstance(mark, SecretMark) for mark in field.metadata),
         in_file=bool(extra.get("in_file", True)),
+        may_hold_password=bool(extra.get("may_hold_password", False)),
     )
 
 

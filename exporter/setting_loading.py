@@ -14,7 +14,7 @@ from exporter.config import Settings
 from exporter.errors import SettingsError
 from exporter.setting_catalogue import Setting, catalogue, is_duration, plain
 from exporter.setting_sources import Given, read_environment, read_file, read_flags
-from exporter.setting_types import format_duration
+from exporter.setting_types import format_duration, holds_password, mask_passwords
 
 MASK = "<secret>"
 
@@ -37,6 +37,7 @@ def load_settings(
     known = catalogue(model, collectors)
     problems: list[str] = []
     from_flags = read_flags(flags, known, problems)
+    _refuse_passwords(from_flags, known, problems)
     from_environment = read_environment(environ, known, problems)
     file = from_flags.get("config.file") or from_environment.get("config.file")
     from_file = read_file(Path(str(file.value)).expanduser(), known, problems) if file else {}
@@ -47,6 +48,15 @@ def load_settings(
     if problems or settings is None:
         raise SettingsError("\n".join(problems))
     return settings
+
+
+def _refuse_passwords(flags: dict[str, Given], known: Mapping[str, Setting], problems: list[str]) -> None:
+    """A password in a flag is refused, since everyone on the machine can read it."""
+    for key, found in list(flags.items()):
+        if known[key].may_hold_password and holds_password(found.value):
+            del flags[key]
+            problems.append(f"{key} ({found.origin}): a flag must not hold a password, since everyone on the machine "
+                            f"can read it; use {known[key].environment}, the file or archive.password_file")
 
 
 def default_state_directory(environ: Mapping[str, str], is_root: bool) -> Path:
@@ -78,6 +88,8 @@ def _plain_section(section: BaseModel) -> dict[str, Any]:
             tree[name] = MASK if value is not None else None
         elif isinstance(value, float) and is_duration(field.metadata):
             tree[name] = format_duration(value)
+        elif isinstance(value, str):
+            tree[name] = mask_passwords(value)
         elif not field.exclude:
             tree[name] = plain(value)
     return tree
@@ -133,5 +145,5 @@ def _problem(detail: ErrorDetails, given: Mapping[str, Given], known: Mapping[st
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = mask_passwords(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."

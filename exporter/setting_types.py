@@ -89,6 +89,49 @@ def _check_host(value: str) -> None:
         raise ValueError(f"has no host between // and the path; {_URI_FORM}")
 
 
+_SECRET_OPTION = re.compile(r"((?:password|session_token)[=:])[^&,\s]+", re.IGNORECASE)
+_USER_INFO = re.compile(r"(mongodb(?:\+srv)?://[^:@/\s]*:)[^@\s]*@")
+_ARCHIVE_FORM = "write embedded, or a URI like mongodb://user@host:27017/?authSource=admin"
+
+
+def mask_passwords(text: str) -> str:
+    """`text` with the passwords of MongoDB URIs, in front of @ and in their options, as ***."""
+    return _SECRET_OPTION.sub(r"\1***", _USER_INFO.sub(r"\1***@", text))
+
+
+def holds_password(value: object) -> bool:
+    """Whether a text has a password that `mask_passwords` would hide."""
+    return isinstance(value, str) and mask_passwords(value) != value
+
+
+def parse_archive_uri(value: object) -> str:
+    """`embedded`, or a MongoDB URI; raises ValueError for what cannot be one. The driver checks it in full."""
+    if value == "embedded":
+        return "embedded"
+    if not isinstance(value, str) or not re.match(r"mongodb(\+srv)?://", value):
+        raise ValueError(f"is no MongoDB URI; {_ARCHIVE_FORM}")
+    if re.search(r"[\s\x00-\x1f\x7f]", value):
+        raise ValueError(f"holds a blank or control character; {_ARCHIVE_FORM}")
+    hosts = value.partition("://")[2].partition("/")[0].partition("?")[0]
+    if not hosts.rpartition("@")[2] or hosts.count("@") > 1:
+        raise ValueError(f"has no host, or an @ in the password that is not written %40; {_ARCHIVE_FORM}")
+    return value
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]iB|)")
+_SIZE_BYTES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def parse_size(value: object) -> int:
+    """Bytes from `8GiB`, `512MiB` or a number; raises ValueError for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("is not a size; write it like 8GiB, 512MiB or a number of bytes")
+    return int(float(found[1]) * _SIZE_BYTES[found[2]])
+
+
 def parse_telemetry_path(value: object) -> str:
     """A URL path; raises ValueError for one without a leading /, with a query or blank, or a reserved one."""
     if not isinstance(value, str) or not re.fullmatch(r"/[A-Za-z0-9._~/-]*", value):
@@ -136,6 +179,8 @@ def parse_path(value: object) -> object:
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 LibvirtUri = Annotated[str, BeforeValidator(parse_libvirt_uri)]
+ArchiveUri = Annotated[str, BeforeValidator(parse_archive_uri)]
+Size = Annotated[int, BeforeValidator(parse_size)]
 TelemetryPath = Annotated[str, BeforeValidator(parse_telemetry_path)]
 FilePath = Annotated[Path, BeforeValidator(parse_path)]
 ListenAddresses = Annotated[

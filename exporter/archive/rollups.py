@@ -1,0 +1,245 @@
+"""Roll-ups: 5-minute points from the raw documents of an hour, 1-hour points from the 5-minute points of a day.
+
+Made from what the database has, once an hour or day is complete, under an id that depends on object and time alone:
+doing it again replaces the document by the same one, so a crash, late samples and repair are one case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from pymongo import ReplaceOne
+
+from collectors import COLLECTORS
+from collectors.batch import Booleans, Floats, Integers
+from exporter.archive.connection import Database
+from exporter.archive.documents import (
+    FIVE_MINUTES,
+    GROUPS,
+    HOURLY,
+    OBJECTS,
+    RAW,
+    SERIES_INDEX_NAME,
+    VALUES,
+    Document,
+    Host,
+    Object,
+    Resolution,
+    RollUp,
+    binary_uuid,
+    columns,
+    milliseconds,
+    moment,
+)
+from exporter.archive.writer import prepare_partition
+
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+LONGEST_WINDOW_MS = 300_000
+"""By how much a raw document may begin before its last sample: the most that archive.window can be."""
+_OBJECTS_AT_ONCE = 50
+_GAP = 3  # a counter's change over more than this many usual intervals says nothing about any of them
+
+Place = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """One object's samples in order: ``values[place, sample]`` in libvirt's units, NaN where unknown."""
+
+    subject: Object
+    times_ms: Integers
+    places: tuple[Place, ...]
+    values: Floats
+
+
+def roll_up_hour(database: Database, host: UUID, hour_ms: int, compress: bool = False) -> int:
+    """Stores the 5-minute points of every object of a host in the hour that begins then; how many documents.
+
+    Raises PyMongoError.
+    """
+    since, until = moment(hour_ms - 2 * LONGEST_WINDOW_MS), moment(hour_ms + HOUR_MS)
+    names = RAW.collections(database.list_collection_names(), since, until)
+    count = 0
+    for uuids in _objects(database, host):
+        found: dict[tuple[str, bytes], list[Document]] = {}
+        for document in _find(database, names, host, uuids, since, until):
+            found.setdefault((document["kind"], bytes(document["uuid"].bytes)), []).append(document)
+        points = (_points(_samples(documents), hour_ms) for documents in found.values())
+        count += _store(database, FIVE_MINUTES, hour_ms, [each for each in points if each is not None], compress)
+    return count
+
+
+def roll_up_day(database: Database, host: UUID, day_ms: int, compress: bool = False) -> int:
+    """Stores the 1-hour points of every object of a host in the day that begins then; how many documents."""
+    since, until = moment(day_ms), moment(day_ms + DAY_MS)
+    names = FIVE_MINUTES.collections(database.list_collection_names(), since, until)
+    count = 0
+    for uuids in _objects(database, host):
+        found: dict[tuple[str, bytes], list[Document]] = {}
+        for document in _find(database, names, host, uuids, since, until):
+            found.setdefault((document["kind"], bytes(document["uuid"].bytes)), []).append(document)
+        points = [_combined(documents, day_ms) for documents in found.values()]
+        count += _store(database, HOURLY, day_ms, points, compress)
+    return count
+
+
+def _objects(database: Database, host: UUID) -> Iterator[list[Any]]:
+    found = [each["uuid"] for each in database[OBJECTS].find({"host": binary_uuid(host)}, {"uuid": 1})]
+    for at in range(0, len(found), _OBJECTS_AT_ONCE):
+        yield found[at:at + _OBJECTS_AT_ONCE]
+
+
+def _find(database: Database, names: Iterable[str], host: UUID, uuids: list[Any], since: Any,
+          until: Any) -> Iterator[Document]:
+    for name in names:
+        wanted = {"uuid": {"$in": uuids}, "start": {"$gte": since, "$lt": until}, "host": binary_uuid(host)}
+        yield from database[name].find(wanted, hint=SERIES_INDEX_NAME)
+
+
+def _store(database: Database, resolution: Resolution, start_ms: int, points: list[RollUp], compress: bool) -> int:
+    if not points:
+        return 0
+    name = resolution.collection(moment(start_ms))
+    prepare_partition(database, name, compress)
+    documents = [point.document() for point in points]
+    database[name].bulk_write([ReplaceOne({"_id": d["_id"]}, d, upsert=True) for d in documents], ordered=False)
+    return len(documents)
+
+
+def _subject(document: Document) -> Object:
+    return Object(Host(document["host"], document["host_name"]), document["kind"], document["uuid"], document["name"])
+
+
+def _entries(document: Document) -> Iterator[tuple[Place, Any]]:
+    """Every column of a document with its place."""
+    for name, column in document.get(VALUES, {}).items():
+        yield (VALUES, "", name), column
+    for group, devices in document.items():
+        if isinstance(devices, list) and devices and isinstance(devices[0], dict):
+            for device in devices:
+                for name, column in device.items():
+                    if name != "device":
+                        yield (group, device["device"], name), column
+
+
+def _samples(documents: list[Document]) -> _Samples:
+    documents.sort(key=lambda d: (d["start"], bytes(d["_id"])))
+    places: dict[Place, int] = {}
+    parts, starts, total = [], [], 0
+    for document in documents:
+        part = [(places.setdefault(place, len(places)), column) for place, column in _entries(document)]
+        parts.append((total, document["count"], part))
+        starts.append(milliseconds(document["start"]) + np.array(document["offsets_ms"], dtype=np.int64))
+        total += document["count"]
+    values = np.full((len(places), total), np.nan)
+    for at, count, part in parts:
+        for row, column in part:
+            values[row, at:at + count] = np.array(column, dtype=np.float64)  # None becomes NaN
+    times = np.concatenate(starts)
+    order = np.argsort(times, kind="stable")  # a clock that was set back puts later documents first
+    return _Samples(_subject(documents[-1]), times[order], tuple(places), values[:, order])
+
+
+def _points(samples: _Samples, hour_ms: int) -> RollUp | None:
+    times = samples.times_ms
+    inside = (times >= hour_ms) & (times < hour_ms + HOUR_MS)
+    if not inside.any():
+        return None
+    table = columns(COLLECTORS)
+    counter = np.array([(group, name) in table and table[group, name].counter for group, _, name in samples.places])
+    changes, elapsed_s = _changes(samples, counter)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shown = np.where(counter[:, None], changes / elapsed_s, samples.values)[:, inside]
+    bins = (times[inside] - hour_ms) // (FIVE_MINUTES.step_s * 1000)
+    numbers, firsts, counts = np.unique(bins, return_index=True, return_counts=True)
+    changes, elapsed_s = changes[:, inside], elapsed_s[inside]
+    sums = np.add.reduceat(np.where(counter[:, None], np.nan_to_num(changes), np.nan_to_num(shown)), firsts, axis=1)
+    weights = np.where(np.isnan(shown), 0.0, np.where(counter[:, None], elapsed_s, 1.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        average = sums / np.add.reduceat(weights, firsts, axis=1)
+    least = np.fmin.reduceat(shown, firsts, axis=1)
+    most = np.fmax.reduceat(shown, firsts, axis=1)
+    offsets = (numbers * FIVE_MINUTES.step_s * 1000).tolist()
+    figures = {"min": least, "max": most, "avg": average}
+    return _roll_up(samples.subject, FIVE_MINUTES, hour_ms, offsets, counts.tolist(), samples.places, figures,
+                    sums, counter)
+
+
+def _changes(samples: _Samples, counter: Booleans) -> tuple[Floats, Floats]:
+    """(change since the sample before, seconds since then), NaN where there is none or something began anew."""
+    values, times = samples.values, samples.times_ms
+    changes = np.full(values.shape, np.nan)
+    elapsed_s = np.full(len(times), np.nan)
+    if len(times) < 2:
+        return changes, elapsed_s
+    elapsed_s[1:] = np.diff(times) / 1000
+    changes[:, 1:] = np.diff(values, axis=1)
+    usual_s = float(np.median(elapsed_s[1:]))
+    changes[:, ~((elapsed_s > 0) & (elapsed_s <= _GAP * max(usual_s, 1.0)))] = np.nan
+    fell = (changes < 0) & counter[:, None]
+    if fell.any():
+        for device in {samples.places[row][:2] for row in np.flatnonzero(fell.any(axis=1)).tolist()}:
+            rows = np.array([place[:2] == device for place in samples.places])
+            if device[0] == VALUES:
+                # The domain itself: all began anew where its CPU time fell, else each value speaks for itself.
+                identity = np.array([place[2] == "cpu_time_ns" for place in samples.places])
+                changes[:, fell[identity].any(axis=0)] = np.nan
+                changes[fell & rows[:, None]] = np.nan
+            else:
+                changes[np.ix_(rows, fell[rows].any(axis=0))] = np.nan
+    return changes, elapsed_s
+
+
+def _combined(documents: list[Document], day_ms: int) -> RollUp:
+    """The day's 1-hour points from its hours' 5-minute points."""
+    documents.sort(key=lambda d: d["start"])
+    table = columns(COLLECTORS)
+    places = list(dict.fromkeys(place for document in documents for place, _ in _entries(document)))
+    index = {place: row for row, place in enumerate(places)}
+    shape = (len(places), len(documents))
+    figures = {"min": np.full(shape, np.nan), "max": np.full(shape, np.nan), "avg": np.full(shape, np.nan)}
+    increases = np.zeros(shape)
+    for at, document in enumerate(documents):
+        weight = np.array(document["samples"], dtype=np.float64)
+        for place, column in _entries(document):
+            row = index[place]
+            parts = {word: np.array(column[word], dtype=np.float64) for word in figures}
+            known = ~np.isnan(parts["avg"])
+            if known.any():
+                figures["min"][row, at] = np.nanmin(parts["min"])
+                figures["max"][row, at] = np.nanmax(parts["max"])
+                figures["avg"][row, at] = np.average(parts["avg"][known], weights=weight[known])
+            increases[row, at] = np.nansum(np.array(column.get("increase", [0]), dtype=np.float64))
+    counter = np.array([(group, name) in table and table[group, name].counter for group, _, name in places])
+    offsets = [milliseconds(document["start"]) - day_ms for document in documents]
+    samples = [sum(document["samples"]) for document in documents]
+    return _roll_up(_subject(documents[-1]), HOURLY, day_ms, offsets, samples, places, figures, increases, counter)
+
+
+def _roll_up(subject: Object, resolution: Resolution, start_ms: int, offsets: list[int], samples: list[int],
+             places: Iterable[Place], figures: Mapping[str, Floats], increases: Floats, counter: Booleans) -> RollUp:
+    values: dict[str, Any] = {}
+    devices: dict[str, dict[str, dict[str, Any]]] = {}
+    for row, (group, device, name) in enumerate(places):
+        unknown = np.isnan(figures["avg"][row])
+        if unknown.all():
+            continue
+        column: dict[str, list[float | None]] = {word: _numbers(array[row], unknown)
+                                                 for word, array in figures.items()}
+        if counter[row]:
+            column["increase"] = _numbers(increases[row], unknown)
+        if group == VALUES:
+            values[name] = column
+        else:
+            devices.setdefault(group, {}).setdefault(device, {})[name] = column
+    ordered = {group: devices[group] for group in (*GROUPS.values(), *devices) if group in devices}
+    return RollUp(subject, resolution, start_ms, offsets, samples, values, ordered)
+
+
+def _numbers(values: Floats, unknown: Booleans) -> list[float | None]:
+    return [None if absent else int(value) if value.is_integer() and abs(value) < 2.0**53 else value
+            for value, absent in zip(values.tolist(), unknown.tolist(), strict=True)]
