@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
+from . import bandwidth, dirtyrate, iothread, kvm, perf
 from .block import BLOCK
 from .domain import DOMAIN
+from .domain_groups import groups_source
 from .fields import Collector
 from .interface import INTERFACE
 from .inventory import INVENTORY
@@ -13,8 +16,17 @@ from .memory import MEMORY
 from .periodic import Source
 from .vcpu import VCPU
 
-COLLECTORS: tuple[Collector, ...] = (INVENTORY, DOMAIN, VCPU, MEMORY, BLOCK, INTERFACE)
+COLLECTORS: tuple[Collector, ...] = (
+    INVENTORY, DOMAIN, VCPU, MEMORY, BLOCK, INTERFACE,
+    kvm.KVM, kvm.KVM_ALL, perf.PERF, iothread.IOTHREAD, bandwidth.BANDWIDTH, dirtyrate.DIRTYRATE)
 """The one list of collectors, in page order."""
 
-SOURCES: Mapping[str, Callable[[], Source]] = {}
+SOURCES: Mapping[str, Callable[[], Source]] = {
+    "kvm": partial(groups_source, kvm.KVM, kvm.GROUPS),
+    "kvm.all": partial(groups_source, kvm.KVM_ALL, kvm.GROUPS, kvm.unnamed),
+    "perf": partial(groups_source, perf.PERF, perf.GROUPS),
+    "iothread": partial(groups_source, iothread.IOTHREAD, iothread.GROUPS),
+    "bandwidth": partial(groups_source, bandwidth.BANDWIDTH, bandwidth.GROUPS),
+    "dirtyrate": partial(groups_source, dirtyrate.DIRTYRATE, dirtyrate.GROUPS),
+}
 """What makes the periodic Source of a collector that is read beside the sampling, by the collector's name."""

@@ -56,6 +56,7 @@ class Columns:
     zero_is_unknown: Booleans
     instance: Integers  # local number of the device; 0 is the record itself
     instances: int
+    bucket_of: Integers  # a bucket: the local row of its histogram's first one; else -1
     formula_family: Integers
     formula_ratio: Integers
     numerator: Integers
@@ -68,11 +69,12 @@ class Columns:
         fields = [row.declaration for row in layout.measured]
         return cls(
             _integers(catalogue.place[f.name] for f in fields),
-            np.array([_divisor(f.scale) for f in fields if isinstance(f, Field)], dtype=np.float64),
+            np.array([_divisor(f) for f in fields if isinstance(f, Field)], dtype=np.float64),
             np.array([f.kind is Kind.COUNTER for f in fields], dtype=np.bool_),
             np.array([isinstance(f, Field) and f.identity for f in fields], dtype=np.bool_),
             np.array([isinstance(f, Field) and f.zero_is_unknown for f in fields], dtype=np.bool_),
             _integers(row.instance for row in layout.measured), layout.instances,
+            _integers(row.bucket_of for row in layout.measured),
             _integers(catalogue.place[f.row.declaration.name] for f in layout.formulas),
             _integers(_RATIOS[f.ratio] for f in layout.formulas),
             _integers(f.numerator for f in layout.formulas),
@@ -85,7 +87,8 @@ def _integers(values: object) -> Integers:
     return np.array(list(values), dtype=np.int64)  # type: ignore[call-overload]
 
 
-def _divisor(scale: float) -> float:
+def _divisor(field: Field) -> float:
+    scale = 1.0 if field.kind is Kind.HISTOGRAM else field.scale  # a histogram's is that of its bounds
     return float(round(1 / scale)) if scale < 1 else 1 / scale
 
 
@@ -103,7 +106,7 @@ class Placement:
         self.names = layout.names(record.stats)
         self.constants = record.constants
         known = [c for c in record.constants if c.name in catalogue.place]
-        rows = [(row.declaration.name, row.before, value) for row, value in layout.constants]
+        rows = [(row.declaration.name, row.labels(()), value) for row, value in layout.constants]
         rows += [(c.name, _render(c), c.value) for c in known]
         self.constant_rows = [(name, labels) for name, labels, _ in rows]
         self.constant_family = _integers(catalogue.place[name] for name, _, _ in rows)
@@ -112,20 +115,21 @@ class Placement:
     def holds(self, record: Record) -> bool:
         """Whether the record still has this subject (identity and labels), constants and shape."""
         return ((record.subject is self.subject or record.subject == self.subject)
-                and record.constants is self.constants and self.layout.fits(record.stats)
+                and (record.constants is self.constants or record.constants == self.constants)
+                and self.layout.fits(record.stats)
                 and self.layout.names(record.stats) == self.names)
 
     def prefixes(self) -> tuple[list[str], list[str], list[str]]:
         """``name{labels} `` of each row, by section: made once a Plan, for the page."""
         own = ",".join(f'{name}="{escape_label_value(value)}"' for name, value in self.subject.labels)
-        names = tuple(escape_label_value(str(name)) for name in self.names)
-        return ([_prefix(row.declaration.name, own, row.labels(names)) for row in self.layout.measured],
+        names = tuple(map(escape_label_value, self.layout.texts(self.names)))
+        return ([_prefix(row.name, own, row.labels(names)) for row in self.layout.measured],
                 [_prefix(f.row.declaration.name, own, f.row.labels(names)) for f in self.layout.formulas],
                 [_prefix(name, own, labels) for name, labels in self.constant_rows])
 
     def series(self) -> list[tuple[str, str]]:
         """(family name, labels behind the subject's) of each measured row: what a row is in any shape."""
-        names = tuple(str(name) for name in self.names)
+        names = self.layout.texts(self.names)
         return [(row.declaration.name, row.labels(names)) for row in self.layout.measured]
 
 
@@ -160,6 +164,10 @@ class Plan:
         self.instances = int(sum(c.instances for c in columns))
         self.record_instance = instance_start[:-1]
         self.instance = _join([c.instance for c in columns]).astype(np.int64) + instance_start[self.placement_of_row]
+        bucket_of = _join([c.bucket_of for c in columns]).astype(np.int64)
+        self.buckets = np.flatnonzero(bucket_of >= 0)
+        first = bucket_of[self.buckets] + self.measured_start[self.placement_of_row[self.buckets]]
+        self.first_bucket = np.searchsorted(self.buckets, first)  # of each of ``buckets``, its histogram's first there
         offset = np.repeat(self.measured_start[:-1], self.formula_counts)
         self.formula_ratio = _join([c.formula_ratio for c in columns]).astype(np.int64)
         self.numerator = _join([c.numerator for c in columns]).astype(np.int64) + offset
@@ -242,6 +250,8 @@ class Builder:
         with np.errstate(invalid="ignore"):
             absent = ~((raw >= 0) & (raw <= _LARGEST)) | (plan.zero_is_unknown & (raw == 0))
         raw[absent] = np.nan
+        if len(plan.buckets):
+            raw[plan.buckets] = _cumulative(raw[plan.buckets], plan.first_bucket)
         times = np.array([record.sampled_at_s for record in records], dtype=np.float64)
         raw.flags.writeable = times.flags.writeable = False
         return Batch(plan, raw, times, snapshot.sequence, snapshot.wall_time_s, snapshot.ended_s, snapshot.up)
@@ -271,6 +281,16 @@ def _floats(tuples: Sequence[tuple[Value, ...]], count: int) -> Floats:
         return np.array(flat, dtype=np.float64).reshape(count)
     except (TypeError, ValueError, OverflowError):
         return np.array([_float(value) for value in flat], dtype=np.float64)
+
+
+def _cumulative(counts: Floats, first: Integers) -> Floats:
+    """Buckets from bins: running sums, begun anew at each histogram; one absent bin makes its whole histogram so."""
+    sums = np.cumsum(np.nan_to_num(counts))
+    before = sums[first] - np.nan_to_num(counts)[first]
+    broken = np.zeros(len(counts), dtype=np.bool_)
+    broken[first[np.isnan(counts)]] = True
+    found: Floats = np.where(broken[first], np.nan, sums - before)
+    return found
 
 
 def _float(value: object) -> float:

@@ -16,6 +16,8 @@ MILLISECOND = 1e-3
 """Scale from libvirt's milliseconds to seconds."""
 KIBIBYTE = 1024.0
 """Scale from libvirt's KiB to bytes."""
+MEBIBYTE = 1048576.0
+"""Scale from libvirt's MiB to bytes."""
 
 Labels = tuple[tuple[str, str], ...]
 """Label names and values in the order in which the page shows them."""
@@ -42,9 +44,12 @@ class Family:
 class Field:
     """A number of a Record and the series it becomes.
 
-    ``source`` is libvirt's dotted key with ``<n>`` for each index, ``scale`` turns libvirt's unit into the
-    base unit of ``name``.  Where ``label`` is given, its value is the string under ``label_key`` (same index),
-    or the index itself where ``label_key`` is empty.  ``fixed`` are labels whose value the field decides.
+    ``source`` is libvirt's dotted key with ``<n>`` for its first index and ``<m>`` for its second, ``scale`` turns
+    libvirt's unit into the base unit of ``name``.  Where ``label`` is given, its value is the name under ``label_key``
+    (same index), or the index itself where ``label_key`` is empty; ``inner_label`` and ``inner_label_key`` are the
+    same for the second index.  ``fixed`` are labels whose value the field decides.
+    A histogram's ``source`` is the count of one bin (``<m>``, not cumulative) and its ``inner_label_key`` the lowest
+    value of that bin, in libvirt's unit; a bucket ends where the next bin begins.
     ``archive`` is the column in the archive's documents, a word with libvirt's unit at its end; those with an index
     stand under their device, so ``read_bytes`` and not ``block_read_bytes``.  Empty means that it is not archived.
     ``since`` is the libvirt version that first gave the key, as far as a source tells.
@@ -63,6 +68,8 @@ class Field:
     identity: bool = False  # a decrease of this counter means that everything of its record began anew
     zero_is_unknown: bool = False  # libvirt writes 0 where it could not read the value
     subject_labels: tuple[str, ...] = ("domain",)  # what the record's subject adds, for the reference
+    inner_label: str = ""
+    inner_label_key: str = ""
 
     @property
     def family(self) -> Family:
@@ -71,7 +78,7 @@ class Field:
     @property
     def labels(self) -> tuple[str, ...]:
         """All label names of the series, in page order."""
-        own = (self.label,) if self.label else ()
+        own = tuple(filter(None, (self.label, self.inner_label)))
         return self.subject_labels + own + tuple(name for name, _ in self.fixed)
 
 
@@ -133,6 +140,7 @@ class StateSet:
     label: str = "state"
     archive: str = ""
     since: str = "1.2.8"
+    subject_labels: tuple[str, ...] = ("domain",)
 
     kind = Kind.GAUGE
 
@@ -142,7 +150,7 @@ class StateSet:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return ("domain", self.label)
+        return (*self.subject_labels, self.label)
 
 
 @dataclass(frozen=True, slots=True)

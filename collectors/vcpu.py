@@ -27,6 +27,9 @@ VCPU = Collector(
         Field("vcpu.<n>.cpu", "libvirt_domain_vcpu_cpu", Kind.GAUGE,
               "Number of the pCPU the vCPU's thread ran on last (thread's stat file, field 39, as vcpu.<n>.cpu, "
               "number).", 1.0, "vcpu"),
+        Field("vcpu.<n>.halted", "libvirt_domain_vcpu_halted", Kind.GAUGE,
+              "1 if the guest has halted the vCPU, 0 if not; on s390x alone (libvirt vcpu.<n>.halted, boolean).",
+              1.0, "vcpu", since="2.4.0"),
         Computed("libvirt_domain_vcpu_usage_ratio", Ratio.PER_SECOND, "vcpu.<n>.time",
                  "Share of a pCPU that the vCPU used (rate of libvirt vcpu.<n>.time, ratio).",
                  scale=NANOSECOND, label="vcpu", at_most=1.0),

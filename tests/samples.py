@@ -17,11 +17,13 @@ from collectors.bulk import GROUP_BITS, group_bits, is_complete
 from collectors.derived import derived
 from collectors.domain_xml import constants, parse
 from collectors.fields import Collector, Constant
+from collectors.kvm import unnamed
 from collectors.layout import Compiler
 from collectors.rates import rates
 from collectors.sampling import sampling
 from collectors.snapshot import Record, Snapshot, Subject, Value
 from exporter.exposition import Exposition
+from tests.written_stats import NEWER
 
 REPOSITORY = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -137,6 +139,9 @@ def golden_batches() -> tuple[Batch, Batch]:
     constant = captured_xml()
     first.append(record(SYNTHETIC, 0.0, "synthetic", "synthetic"))
     last.append(record(SYNTHETIC_LATER, 5.0, "synthetic", "synthetic"))
+    for samples in (first, last):
+        samples.append(record(NEWER, 0.0 if samples is first else 5.0, "written", "written"))
+        samples.append(record(unnamed(NEWER), 0.0, "written", "written", source="kvm.all"))
     made = builder()
     return (made.batch(snapshot(*first, *constant, exporter_record(0.0))),
             made.batch(snapshot(*last, *constant, exporter_record(5.0, 2), sequence=2)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collectors import COLLECTORS
 from collectors.layout import Compiler
+from collectors.snapshot import Value
 from tests.samples import builder, captured, record, series, snapshot
+from tests.written_stats import histogram
 
 
 def test_a_shape_seen_before_is_not_compiled_again() -> None:
@@ -112,3 +114,43 @@ def test_a_change_of_state_alone_is_another_shape() -> None:
 def test_a_state_this_version_does_not_know_is_absent() -> None:
     for state in (8, -1, 10**30, "running", 1.5):
         assert series(builder().batch(snapshot(record({"state.state": state, "state.reason": 1})))) == {}
+
+
+def page(stats: dict[str, Value]) -> dict[str, float]:
+    return {name.partition("{")[0] + "{" + name.partition(",")[2]: value
+            for name, value in series(builder().batch(snapshot(record(stats)))).items()}
+
+
+def test_a_second_index_has_a_label_of_its_own() -> None:
+    shown = page({"memory.bandwidth.monitor.0.name": "vcpus_0", "memory.bandwidth.monitor.0.node.1.id": 3,
+                  "memory.bandwidth.monitor.0.node.1.bytes.total": 7,
+                  "memory.bandwidth.monitor.0.node.2.bytes.total": 9})  # no id: which node is unknown
+    assert shown == {'libvirt_domain_memory_bandwidth_total_bytes_total{monitor="vcpus_0",node="3"}': 7}
+
+
+def test_bins_become_cumulative_buckets_that_end_where_the_next_bin_begins() -> None:
+    shown = page({"block.0.name": "vda", **histogram(0, "read")})
+    name = 'libvirt_domain_block_request_duration_seconds_bucket{target_device="vda",le="%s",operation="read"}'
+    assert shown == {name % "1e-05": 5, name % "0.0001": 8, name % "0.005": 8, name % "+Inf": 9}
+
+
+def test_histograms_side_by_side_do_not_add_up() -> None:
+    shown = page({"block.0.name": "vda", "block.1.name": "vdb", **histogram(0, "read"), **histogram(1, "read"),
+                  **histogram(0, "write", ((0, 2),)), **histogram(1, "write", ((0, 1), (2000, 1)))})
+    ends = {name: value for name, value in shown.items() if 'le="+Inf"' in name}
+    assert sorted(ends.values()) == [2, 2, 9, 9]
+
+
+def test_a_histogram_with_a_bin_missing_is_absent_and_the_others_stay() -> None:
+    bins = histogram(0, "read")
+    shown = page({"block.0.name": "vda", **(bins | {"block.0.latency_histogram.read.bin.1.value": "x"}),
+                  **histogram(0, "write")})
+    assert {name for name in shown if 'operation="read"' in name} == set()
+    assert max(shown.values()) == 9
+
+
+def test_other_bounds_are_other_series() -> None:
+    made = builder()
+    first = made.batch(snapshot(record({"block.0.name": "vda", **histogram(0, "read", ((0, 1), (1000, 1)))})))
+    second = made.batch(snapshot(record({"block.0.name": "vda", **histogram(0, "read", ((0, 1), (2000, 1)))})))
+    assert not series(first).keys() & {name for name in series(second) if "+Inf" not in name}

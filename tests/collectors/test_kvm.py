@@ -1,0 +1,29 @@
+"""Tests of the KVM counters: what is declared and what is left to kvm.all."""
+
+from __future__ import annotations
+
+from collectors.kvm import KVM, KVM_ALL, unnamed
+from collectors.snapshot import Value
+from tests.samples import builder, captured, record, series, snapshot
+
+
+def kvm_stats() -> dict[str, Value]:
+    return dict(captured("kvm")[-1][0].stats)
+
+
+def test_a_real_guests_counters_are_either_declared_or_left_to_kvm_all() -> None:
+    stats = kvm_stats()
+    words = {key.split(".")[2] for key in stats if key.startswith("vcpu.0.") and key.count(".") == 3}
+    batch = builder([KVM, KVM_ALL]).batch(snapshot(record(stats), record(unnamed(stats), source="kvm.all")))
+    shown = series(batch)
+    named = {name for name in shown if name.startswith("libvirt_domain_vcpu_kvm_") and "_stat" not in name}
+    other = {name for name in shown if name.startswith("libvirt_domain_vcpu_kvm_stat")}
+    assert len(named) + len(other) == len(words) > 40
+    assert 'libvirt_domain_vcpu_kvm_stat_total{domain="guest",vcpu="0",stat="pf_fast"}' in other
+
+
+def test_unknown_counters_of_a_newer_kernel_come_under_their_own_names() -> None:
+    found = unnamed({"vm.brand_new.sum": 3, "vm.brand_new.max": 4, "vcpu.12.odd.cur": True, "vcpu.0.time": 1,
+                     "vcpu.current": 1, "vm.remote_tlb_flush.sum": 1})
+    assert found == {"vcpu.12.kvm.0.name": "odd", "vcpu.12.kvm.0.cur": True, "kvm.0.name": "brand_new",
+                     "kvm.0.max": 4, "kvm.1.name": "brand_new", "kvm.1.sum": 3}

@@ -1,0 +1,65 @@
+"""Statistics that this machine's libvirt 9.0 cannot give, written by libvirt's own tables of keys: not captured.
+
+From libvirt 12.8's header and virsh manual: block limits and timed groups (11.10), latency histograms (12.1), I/O
+thread poll weight (12.7); and what needs other hardware or set-up: resctrl, perf events, dirty rate, s390's halted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from collectors.block import BLOCK
+from collectors.fields import Kind
+from collectors.kvm import KVM
+from collectors.perf import PERF
+from collectors.snapshot import Value
+
+BINS = ((0, 5), (10_000, 3), (100_000, 0), (5_000_000, 1))
+"""Lowest value in ns and count of each bin of a latency histogram."""
+
+
+def histogram(disk: int, operation: str, bins: tuple[tuple[int, int], ...] = BINS) -> dict[str, Value]:
+    stem = f"block.{disk}.latency_histogram.{operation}.bin"
+    stats: dict[str, Value] = {f"{stem}.count": len(bins)}
+    for number, (start_ns, count) in enumerate(bins):
+        stats |= {f"{stem}.{number}.start": start_ns, f"{stem}.{number}.value": count}
+    return stats
+
+
+def timed_group(disk: int, number: int, interval_s: int) -> dict[str, Value]:
+    stem = f"block.{disk}.timed_group.{number}"
+    stats: dict[str, Value] = {f"{stem}.interval": interval_s}
+    for operation in ("rd", "wr", "zone_append", "flush"):
+        stats |= {f"{stem}.{operation}_latency_{word}": ns for word, ns in
+                  (("min", 1000), ("max", 9_000_000), ("avg", 250_000))}
+        if operation != "flush":
+            stats[f"{stem}.{operation}_queue_depth_avg"] = 1.5
+    return stats
+
+
+NEWER: Mapping[str, Value] = {
+    "block.count": 1, "block.0.name": "vda", "block.0.timed_group.count": 2,
+    **{field.source.replace("<n>", "0"): 4096 for field in BLOCK.fields() if ".limits." in field.source},
+    **timed_group(0, 0, 10), **timed_group(0, 1, 60),
+    **{key: value for operation in ("read", "write", "flush", "zone_append")
+       for key, value in histogram(0, operation).items()},
+    "vcpu.0.halted": True,
+    "iothread.count": 2, "iothread.1.poll-max-ns": 32768, "iothread.1.poll-grow": 0, "iothread.1.poll-shrink": 0,
+    "iothread.1.poll-weight": 2, "iothread.4.poll-max-ns": 32768,
+    "dirtyrate.calc_status": 2, "dirtyrate.calc_start_time": 1234, "dirtyrate.calc_period": 1,
+    "dirtyrate.calc_mode": "dirty-ring", "dirtyrate.megabytes_per_second": 12,
+    "dirtyrate.vcpu.0.megabytes_per_second": 7,
+    "memory.bandwidth.monitor.count": 1, "memory.bandwidth.monitor.0.name": "vcpus_0-1",
+    "memory.bandwidth.monitor.0.vcpus": "0-1", "memory.bandwidth.monitor.0.node.count": 2,
+    "memory.bandwidth.monitor.0.node.0.id": 0, "memory.bandwidth.monitor.0.node.0.bytes.local": 1000,
+    "memory.bandwidth.monitor.0.node.0.bytes.total": 2000, "memory.bandwidth.monitor.0.node.1.id": 1,
+    "memory.bandwidth.monitor.0.node.1.bytes.local": 3000, "memory.bandwidth.monitor.0.node.1.bytes.total": 4000,
+    "cpu.cache.monitor.count": 1, "cpu.cache.monitor.0.name": "vcpus_0-1", "cpu.cache.monitor.0.vcpus": "0-1",
+    "cpu.cache.monitor.0.bank.count": 1, "cpu.cache.monitor.0.bank.0.id": 0, "cpu.cache.monitor.0.bank.0.bytes": 65536,
+    **{field.source: 1_000_000 for field in PERF.fields()},
+    **{field.source: 9 for field in KVM.fields() if field.source.startswith("vm.")},
+    "vm.max_mmu_rmap_size.max": 4, "vm.mmu_unsync.cur": 0, "vm.mmu_pte_write.sum": 3,
+    "vcpu.0.blocking.cur": True, "vcpu.0.nmi_window_exits.sum": 2, "vcpu.0.some_new_thing.max": 8,
+}
+
+HISTOGRAMS = frozenset(field.name for field in BLOCK.fields() if field.kind is Kind.HISTOGRAM)
