@@ -213,6 +213,8 @@ class Background:
 
     def _finish(self) -> None:
         """End the period's read of each source that has nothing more to wait for, and publish."""
+        if not self.pool.in_flight:
+            self.pool.end_round()
         for state in self._states.values():
             if state.started_s is None or state.calls or state.waiting:
                 continue

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 Work = Callable[[Session], Any]
 
+_ROUNDS_KEPT = 4
 MOST_RISKY_CALLS = 6
 """Calls that may hang and are out at the same time: libvirtd has 20 workers for everybody."""
 
@@ -133,6 +135,7 @@ class LanePool:
         self._busy: set[Call] = set()
         self._stuck: set[Call] = set()
         self._made = 0
+        self._most_busy: deque[int] = deque([0], maxlen=_ROUNDS_KEPT + 1)
         self.late = 0
         """Calls that came back after they had been left."""
         self.done: queue.SimpleQueue[Call] = queue.SimpleQueue()
@@ -165,6 +168,7 @@ class LanePool:
             self._idle.append(Lane(self._opener, f"{self._name}-{self._made}"))
         call = Call(work, self.done, tag, self.slots if with_slot else None)
         self._busy.add(call)
+        self._most_busy[-1] = max(self._most_busy[-1], len(self._busy))
         self._idle.pop().submit(call)
         return call
 
@@ -201,6 +205,13 @@ class LanePool:
             self._idle.append(call.lane)
         else:
             call.lane.stop()
+
+    def end_round(self) -> None:
+        """End idle lanes that the last rounds had no use for: a hang leaves no connection behind."""
+        needed = max(self._most_busy)
+        while len(self._idle) > needed:
+            self._idle.pop(0).stop()
+        self._most_busy.append(0)
 
     def stop(self) -> None:
         """End all idle lanes; stuck ones end when their call comes back, or with the process."""

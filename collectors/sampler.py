@@ -69,6 +69,7 @@ class Sampler:
             running = sorted((entry.uuid, entry.id) for entry in round_.roster.entries if entry.id >= 0)
             self._find(running, deadline)
             round_.answers = self._asking.ask({key: self._records.mask(key) for key in running}, deadline)
+        self._pool.end_round()
         round_.finished_s = time.monotonic()
         self._sequence += 1
         return self._snapshot(round_, wall_time_s)

@@ -65,7 +65,6 @@ class Target:
         """End the thread after the sampling in progress; does not wait for libvirt."""
         with self._condition:
             self._stopping = True
-            self._deadline_s = 0.0
             self._condition.notify_all()
 
     @property
@@ -114,7 +113,7 @@ class Target:
     def _sample(self) -> View:
         with self._condition:
             self._deadline_s = min([time.monotonic() + _TIMER_BUDGET_S, *(limit for limit, _ in self._waiting)])
-        batch = self._builder.batch(self._sampler.sample(lambda: self._deadline_s))
+        batch = self._builder.batch(self._sampler.sample(lambda: 0.0 if self._stopping else self._deadline_s))
         self._answered = self._answered or batch.up
         view = View(batch, self._computed(batch))
         with self._condition:
