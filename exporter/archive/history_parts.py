@@ -9,7 +9,17 @@ from typing import Any
 from uuid import UUID
 
 from exporter.archive.document_reader import DocumentReader
-from exporter.archive.documents import RAW, RESOLUTIONS, VALUES, Column, Document, Resolution, partition_span
+from exporter.archive.documents import (
+    RAW,
+    RESOLUTIONS,
+    VALUES,
+    Column,
+    Document,
+    Resolution,
+    milliseconds,
+    moment,
+    partition_span,
+)
 from exporter.archive.field_points import columns_of, raw_points, rollup_points
 from exporter.archive.history_fields import HistoryField
 from exporter.archive.points import Points, join
@@ -112,11 +122,34 @@ class PartReader:
                 self._pieces.setdefault((field, device), []).append(inside)
 
 
-def _merged(stored: list[Mapping[str, Any]], live: list[Document]) -> list[Mapping[str, Any]]:
-    """Stored and unsealed documents by start; a window that was sealed meanwhile counts once."""
-    known = {(d["start"], bytes(d["host"])) for d in stored}
-    fresh = [d for d in live if (d["start"], bytes(d["host"])) not in known]
-    return sorted([*stored, *fresh], key=lambda document: document["start"]) if fresh else stored
+def _merged(stored: list[Mapping[str, Any]], live: Sequence[Document]) -> list[Mapping[str, Any]]:
+    """Stored documents and what the unsealed ones have beyond them; a sample that is in both counts once."""
+    ends: dict[bytes, int] = {}
+    for document in stored:
+        host = bytes(document["host"])
+        ends[host] = max(milliseconds(document["end"]), ends.get(host, 0))
+    beyond = [_beyond(document, ends.get(bytes(document["host"]), 0)) for document in live]
+    return [*stored, *sorted((d for d in beyond if d["offsets_ms"]), key=lambda document: document["start"])]
+
+
+def _beyond(document: Document, end_ms: int) -> Document:
+    """A raw document's samples after a time, as a document."""
+    start_ms, offsets = milliseconds(document["start"]), document["offsets_ms"]
+    first = next((place for place, offset in enumerate(offsets) if start_ms + offset > end_ms), len(offsets))
+    if first == 0:
+        return document
+    shift = offsets[first] if first < len(offsets) else 0
+    found: Document = {**document, "start": moment(start_ms + shift)}
+    found["offsets_ms"] = [offset - shift for offset in offsets[first:]]
+    for group, columns in document.items():
+        if group == VALUES:
+            found[group] = {name: column[first:] for name, column in columns.items()}
+        elif isinstance(columns, list) and group != "offsets_ms":
+            found[group] = [
+                {name: column if name == "device" else column[first:] for name, column in device.items()}
+                for device in columns
+            ]
+    return found
 
 
 def _joined(field: HistoryField, pieces: Sequence[Points]) -> Points:

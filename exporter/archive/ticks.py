@@ -165,7 +165,7 @@ class TickEncoder:
             assert column is not None
             device = ""
             if column.group != VALUES:
-                device = str(placement.names[row.slot]) if row.slot >= 0 else row.before.split('"')[1]
+                device = str(placement.names[row.slots[0]]) if row.slots else row.texts[0].split('"')[1]
             texts.append("\t".join((column.group, device.replace("\t", " "), column.name)))
             numbers.append(number)
         return texts, numbers
@@ -230,7 +230,7 @@ def _state(placements: list[Placement]) -> str | None:
     for placement in placements:
         for row, value in placement.layout.constants:
             if isinstance(row.declaration, StateSet) and row.declaration.archive and value == 1.0:
-                return row.before.split('"')[1]
+                return row.texts[0].split('"')[1]
     return None
 
 

@@ -1,0 +1,109 @@
+"""Where the command line gets history from: a running exporter, which has the last minute too, else the database."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from exporter.archive.document_reader import Database
+from exporter.archive.history_fields import HistoryFields
+from exporter.archive.history_question import DEFAULT_SINCE, Question, Row, ask
+from exporter.archive.timespan import parse_moment
+from exporter.errors import UsageError, VirtgaugeError
+from exporter.history_api import QUERY_PATH, RESOLUTION_HEADER
+
+_ANSWER_S = 40.0
+_MOST_ANSWER_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The rows, and in words where they come from: `exporter at http://127.0.0.1:9177, raw`."""
+
+    rows: Sequence[Row]
+    origin: str
+
+
+def history_rows(
+    question: Question,
+    exporter: str | None,
+    database: Callable[[], AbstractContextManager[Database]],
+    fields: HistoryFields,
+) -> Found:
+    """Rows from the exporter's API if it answers, else from the database.
+
+    `exporter` is its URL, None to leave it out. Raises UsageError for a wrong question, VirtgaugeError where
+    neither answers.
+    """
+    question = _absolute(question, time.time())
+    fields.all_named(question.fields)
+    without = "" if exporter else "database, without what is not archived yet"
+    if exporter:
+        try:
+            return _from_exporter(question, exporter)
+        except _NoAnswerError as error:
+            without = f"database, since {error}; the last minute may be missing"
+    try:
+        with database() as opened:
+            answer = ask(opened, fields, question, time.time())
+            return Found(list(answer.rows()), f"{without} ({answer.resolution})")
+    except UsageError:
+        raise
+    except VirtgaugeError as error:
+        reason = without.removeprefix("database, ").removesuffix("; the last minute may be missing")
+        raise VirtgaugeError(f"{error} ({reason})" if exporter else str(error)) from error
+
+
+class _NoAnswerError(Exception):
+    """The exporter does not answer, or has no archive."""
+
+
+def _absolute(question: Question, now_s: float) -> Question:
+    """The question with times in seconds since the epoch: the exporter's clock and zone may be others."""
+    since = parse_moment(question.since or DEFAULT_SINCE, now_s)
+    until = parse_moment(question.until or "now", now_s)
+    if since >= until:
+        return question  # refused further on, in the words of the one who asks
+    return replace(question, since=f"{since:.3f}", until=f"{until:.3f}")
+
+
+def _from_exporter(question: Question, exporter: str) -> Found:
+    parameters: list[tuple[str, str]] = [("field", field) for field in question.fields]
+    for name in ("domain", "since", "until", "step", "points", "host"):
+        if text := getattr(question, name):
+            parameters.append((name, text))
+    body, headers = _get(f"{exporter.rstrip('/')}{QUERY_PATH}?{urllib.parse.urlencode(parameters)}", exporter)
+    try:
+        rows = json.loads(body)
+    except ValueError:
+        raise _NoAnswerError(f"what answers at {exporter} is no virtgauge exporter") from None
+    return Found(rows, f"exporter at {exporter} ({headers.get(RESOLUTION_HEADER, '')})")
+
+
+def _get(url: str, exporter: str) -> tuple[bytes, Mapping[str, str]]:
+    try:
+        with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
+            return answer.read(_MOST_ANSWER_BYTES), answer.headers
+    except urllib.error.HTTPError as error:
+        with error:
+            text = _error_text(error.read(1 << 16))
+        if error.code == 400 and text:
+            raise UsageError(text) from None
+        cause = text or {404: "has no archive", 401: "asks for a password"}.get(error.code, f"answers {error.code}")
+        raise _NoAnswerError(f"the exporter at {exporter} {cause}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise _NoAnswerError(f"no exporter answers at {exporter} ({reason})") from None
+
+
+def _error_text(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return ""
