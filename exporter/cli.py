@@ -30,6 +30,7 @@ COMMANDS = {
     "exporter": _Entry("exporter.command_exporter:build", "Serve the metrics of this host's guests to Prometheus."),
     "domain": _Entry("exporter.command_operations:build_domain", "Look at guests and act on them."),
     "interface": _Entry("exporter.command_operations:build_interface", "Look at and change the host's interfaces."),
+    "history": _Entry("exporter.command_history:build", "Show what a guest did: table, CSV, JSON, plot or picture."),
     "token": _Entry("exporter.command_token:build", "Make, list and revoke the APIs' bearer tokens."),
 }
 

@@ -67,6 +67,7 @@ def _plot(lines: Sequence[Line], title: str, width: int, height: int, color: boo
 
     plotext.clear_figure()
     plotext.theme("pro" if color else "clear")
+    plotext.limitsize(False, False)  # it would take the terminal that it sees for a bound
     plotext.plotsize(width, height)
     plotext.title(title)
     known = [line for line in lines if not np.isnan(line.average).all()]

@@ -51,8 +51,10 @@ class PageSource(Protocol):
         """True once libvirt has answered for the first time."""
 
 
-def exporter_application(source: PageSource, settings: Settings, *, middleware: Sequence[Middleware] = ()) -> Starlette:
-    """The application: metrics at web.telemetry_path, landing page, health. Starts nothing."""
+def exporter_application(
+    source: PageSource, settings: Settings, *, middleware: Sequence[Middleware] = (), more: Sequence[Route] = ()
+) -> Starlette:
+    """The application: metrics at web.telemetry_path, landing page, health, and `more`. Starts nothing."""
     telemetry_path = settings.web.telemetry_path
     pages = _Pages(source, telemetry_path, settings.collector.known, CompressedPages(fastest_gzip()))
     routes = [
@@ -63,7 +65,7 @@ def exporter_application(source: PageSource, settings: Settings, *, middleware: 
     # As node_exporter does: metrics at / leave no room for the landing page.
     if telemetry_path != "/":
         routes.append(Route("/", pages.landing, methods=["GET"]))
-    app = Starlette(routes=routes, middleware=list(middleware))
+    app = Starlette(routes=[*routes, *more], middleware=list(middleware))
     app.router.redirect_slashes = False
     return app
 

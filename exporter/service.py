@@ -32,6 +32,8 @@ from .server import front_of, listening_sockets, serve_sockets
 from .version import VERSION
 
 if TYPE_CHECKING:
+    from starlette.routing import Route
+
     from .archive.archive import Archive
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,16 @@ def _archive(settings: Settings) -> Archive | None:
                    HostOnce(lambda: host_identity(opener), settings.host.name))
 
 
+def _history_routes(archive: Archive | None) -> list[Route]:
+    """The history API, where there is an archive."""
+    if archive is None:
+        return []
+    from .archive.history_fields import HistoryFields
+    from .history_api import HistoryApi
+
+    return HistoryApi(archive.reading.database, HistoryFields(COLLECTORS), archive.unsealed).routes()
+
+
 def archive_collectors() -> tuple[Collector, ...]:
     """The collector of the archive's own series; it has no flag and is on where there is an archive."""
     from .archive.metrics import ARCHIVE
@@ -120,7 +132,7 @@ def run_exporter(settings: Settings) -> None:
     front = front_of(settings.web, refusals)
     sockets = listening_sockets(settings.web, os.environ)  # early: a port in use must not start anything
     exporter = Exporter(settings, refusals)
-    app = exporter_application(exporter.page, settings)
+    app = exporter_application(exporter.page, settings, more=_history_routes(exporter.archive))
     exporter.start()
     try:
         asyncio.run(serve_sockets(app, sockets, front=front))

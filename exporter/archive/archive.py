@@ -16,6 +16,7 @@ from exporter.archive.connection import EMBEDDED, Address, FolderLock, address_o
 from exporter.archive.documents import RAW_PARTITIONS, Document, Host
 from exporter.archive.embedded import EmbeddedServer
 from exporter.archive.metrics import own_record
+from exporter.archive.reading import Reading
 from exporter.archive.recorder import Recorder
 from exporter.archive.spool import Spool
 from exporter.archive.upkeep import Upkeep
@@ -73,6 +74,7 @@ class Archive:
         self.writer = Writer(self.spool, self._address, partition=RAW_PARTITIONS[settings.partition],
                              patience=patience, wall_clock=wall_clock)
         self._recorder = Recorder(self.spool, host, int(settings.window), self.writer.wake)
+        self.reading = Reading(self._address)
         self._upkeep = Upkeep(self.writer, self._address, settings.retention, host, wall_clock)
 
     def start(self) -> None:
@@ -114,6 +116,7 @@ class Archive:
         limit_s = time.monotonic() + _DRAIN_S
         while not self.writer.drained() and self.writer.counts.fault is None and time.monotonic() < limit_s:
             time.sleep(0.05)
+        self.reading.close()
         self._upkeep.stop()
         self.writer.stop(_DRAIN_S)
         if self._server is not None:

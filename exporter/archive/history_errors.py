@@ -9,10 +9,10 @@ from typing import Any
 from pymongo.database import Database
 from pymongo.errors import AutoReconnect, ExecutionTimeout, OperationFailure, PyMongoError
 
-from exporter.errors import VirtgaugeError
+from exporter.archive.errors import ArchiveError
 
 
-class HistoryError(VirtgaugeError):
+class HistoryError(ArchiveError):
     """The archive cannot be read: not reachable, not allowed, or of a newer schema."""
 
 
