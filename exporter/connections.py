@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import socket
 import ssl
 from collections.abc import Callable
@@ -46,41 +47,50 @@ class Crowd:
     """All connections of a server, told apart by what they do. For the event loop's thread."""
 
     refusals: Refusals
-    # Dictionaries as ordered sets: the first is the one that has been there longest.
-    handshakes: dict[asyncio.Task[None], None] = field(default_factory=dict)
-    silent: dict[BoundedProtocol, None] = field(default_factory=dict)
-    kept: dict[BoundedProtocol, None] = field(default_factory=dict)
-    busy: dict[BoundedProtocol, None] = field(default_factory=dict)
+    # Ordered: the first is the one that has been there longest. The values of the first two are when they began (s).
+    handshakes: dict[asyncio.Task[None], float] = field(default_factory=dict)
+    silent: dict[BoundedProtocol, float] = field(default_factory=dict)
+    kept: dict[BoundedProtocol, float] = field(default_factory=dict)
+    busy: dict[BoundedProtocol, float] = field(default_factory=dict)
     stalled: dict[BoundedProtocol, None] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.handshakes) + len(self.silent) + len(self.kept) + len(self.busy)
 
     def make_room(self) -> bool:
-        """Below the limit, closing the longest idle connection if need be; False where all are at work."""
+        """Below the limit, closing the longest idle connections if need be; False where all are at work."""
         if len(self) < MOST_CONNECTIONS:
             return True
         self.refusals.count("connections")
-        for idle in (self.silent, self.kept):
-            if idle:
-                next(iter(idle)).abort()
-                return True
-        if self.handshakes:
-            oldest = next(iter(self.handshakes))
-            del self.handshakes[oldest]
-            oldest.cancel()
-            return True
-        return False
+        while len(self) >= MOST_CONNECTIONS:
+            if not self._close_longest_idle():
+                return False
+        return True
+
+    def _close_longest_idle(self) -> bool:
+        """Those that never asked for anything go first, in a handshake or after it, whichever began earlier."""
+        handshake = next(iter(self.handshakes.items()), (None, math.inf))
+        silent = next(iter(self.silent.items()), (None, math.inf))
+        if handshake[0] is not None and handshake[1] <= silent[1]:
+            del self.handshakes[handshake[0]]
+            handshake[0].cancel()
+        elif idle := silent[0] or next(iter(self.kept), None):
+            idle.abort()
+        else:
+            return False
+        return True
 
     def forget(self, connection: BoundedProtocol) -> None:
-        for group in (self.silent, self.kept, self.busy, self.stalled):
+        for group in (self.silent, self.kept, self.busy):
             group.pop(connection, None)
+        self.stalled.pop(connection, None)
 
 
 class BoundedProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with a limit on the time a client may take, and a place in the crowd."""
 
     crowd: Crowd
+    handshake: asyncio.Task[None]
     _timer: asyncio.TimerHandle | None = None
     _awaited: str = ""
     _stalled_timer: asyncio.TimerHandle | None = None
@@ -90,7 +100,8 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         # Not one byte may wait without pause_writing: what waits is what a client does not read.
         transport.set_write_buffer_limits(high=1)
-        self.crowd.silent[self] = None
+        # From here on it is counted as what it is, whenever its task gets to end.
+        self.crowd.silent[self] = self.crowd.handshakes.pop(self.handshake, self.loop.time())
         self._wait_for("head", REQUEST_HEAD_S)
 
     def data_received(self, data: bytes) -> None:
@@ -119,14 +130,16 @@ class BoundedProtocol(H11Protocol):
         at_work = theirs is not h11.IDLE and ours not in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
         self._join(self.crowd.busy if at_work else self.crowd.kept if self.cycle else self.crowd.silent)
 
-    def _join(self, group: dict[BoundedProtocol, None]) -> None:
+    def _join(self, group: dict[BoundedProtocol, float]) -> None:
         if self.transport.is_closing():
             return
+        # One that has sent a part of its first request has not become younger by it.
+        began_s = self.crowd.silent.get(self, self.loop.time())
+        if group is self.crowd.silent and self in group:
+            return
         for other in (self.crowd.silent, self.crowd.kept, self.crowd.busy):
-            if other is not group:
-                other.pop(self, None)
-        group.pop(self, None)
-        group[self] = None
+            other.pop(self, None)
+        group[self] = began_s
 
     def _wait_for(self, part: str, within_s: float) -> None:
         """Starts the clock for `part`, unless it runs for that part already; none for an empty one."""
@@ -198,6 +211,8 @@ class Acceptor:
         """Takes connections until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
+            # Others get a turn: where connections wait already, taking one does not yield.
+            await asyncio.sleep(0)
             try:
                 connection, _ = await loop.sock_accept(listener)
             except OSError as error:
@@ -208,11 +223,9 @@ class Acceptor:
                 continue
             if not self.crowd.make_room():
                 connection.close()
-                # Others get a turn: a flood of connections must not keep the loop here.
-                await asyncio.sleep(0)
                 continue
             task = loop.create_task(self._begin(connection))
-            self.crowd.handshakes[task] = None
+            self.crowd.handshakes[task] = loop.time()
             task.add_done_callback(partial(self._begun, connection))
 
     def _begun(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
@@ -220,6 +233,14 @@ class Acceptor:
         if task.cancelled():
             # Before it could run even once, so nothing else closes it.
             connection.close()
+
+    def _protocol(self) -> BoundedProtocol:
+        protocol = self.make_protocol()
+        protocol.crowd = self.crowd
+        task = asyncio.current_task()
+        assert task is not None
+        protocol.handshake = task
+        return protocol
 
     async def _begin(self, connection: socket.socket) -> None:
         context = self.context()
@@ -229,7 +250,7 @@ class Acceptor:
         )
         try:
             transport, protocol = await asyncio.get_running_loop().connect_accepted_socket(
-                self.make_protocol, connection, ssl=context, **within
+                self._protocol, connection, ssl=context, **within
             )
         except OSError as error:
             # The client's doing, or a scanner's: counted, and told at debug level only.

@@ -144,12 +144,13 @@ class _Server(uvicorn.Server):
         for task in (*self._accepting, *self._acceptor.crowd.handshakes):
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
+        # Those who do not read would not read the end either.
+        for connection in tuple(self._acceptor.crowd.stalled):
+            connection.abort()
         await super().shutdown(sockets)
 
     def _protocol(self) -> BoundedProtocol:
-        protocol = BoundedProtocol(config=self.config, server_state=self.server_state, app_state={})
-        protocol.crowd = self._acceptor.crowd
-        return protocol
+        return BoundedProtocol(config=self.config, server_state=self.server_state, app_state={})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
