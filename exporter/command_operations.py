@@ -21,16 +21,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from exporter.config import Settings
-from exporter.control import interface_change, own_connectivity
-from exporter.control.audit import Trail
+from exporter.control import own_connectivity
 from exporter.control.connection import Session
 from exporter.control.errors import ControlError
 from exporter.control.executor import Actor, Executor, Request
-from exporter.control.folders import Folders
 from exporter.control.operation import Operation, Parameters, Result, Subject
 from exporter.control.operation import Progress as Step
 from exporter.control.operations import OPERATIONS, by_name
 from exporter.control.request_parameters import parse_parameters
+from exporter.control.startup import control_folders, recover
 from exporter.errors import UsageError
 from exporter.nearest import nearest
 from exporter.operation_flags import parameter_document, parameter_options
@@ -240,18 +239,6 @@ class Invocation:
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
         return outcome[0]
-
-
-def control_folders(settings: Settings) -> Folders:
-    """Where control keeps its state, and whence guests may be given files."""
-    return Folders(settings.state.directory / "control", tuple(settings.control.image_directory))
-
-
-def recover(executor: Executor) -> None:
-    """Tells the trail of what dead processes left open, and has an open interface change watched again."""
-    executor.explain_left_open(by_name())
-    trail: Trail = executor.trail
-    interface_change.resume(executor.folders, trail.append)
 
 
 def _join(worker: threading.Thread, cancelled: threading.Event | None) -> None:

@@ -1,0 +1,20 @@
+"""What every process that controls begins with: its folders, and a look at what dead processes left open."""
+
+from __future__ import annotations
+
+from exporter.config import Settings
+from exporter.control import interface_change
+from exporter.control.executor import Executor
+from exporter.control.folders import Folders
+from exporter.control.operations import by_name
+
+
+def control_folders(settings: Settings) -> Folders:
+    """Where control keeps its state, and whence guests may be given files."""
+    return Folders(settings.state.directory / "control", tuple(settings.control.image_directory))
+
+
+def recover(executor: Executor) -> None:
+    """Tells the trail of what dead processes left open, and has an open interface change watched again."""
+    executor.explain_left_open(by_name())
+    interface_change.resume(executor.folders, executor.trail.append)

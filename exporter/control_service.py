@@ -1,0 +1,121 @@
+"""The control service's composition root: builds it from the settings and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import deque
+
+from starlette.types import Scope
+
+from exporter.access import api_middleware
+from exporter.command_token import token_file_path
+from exporter.config import Settings
+from exporter.control.api import EXEMPT, control_application
+from exporter.control.api_running import Runner
+from exporter.control.audit import Trail
+from exporter.control.connection import Session
+from exporter.control.control_metrics import ControlMetrics
+from exporter.control.errors import ControlError
+from exporter.control.executor import Executor
+from exporter.control.jobs import JobStore
+from exporter.control.operations import OPERATIONS
+from exporter.control.problems import problem
+from exporter.control.startup import control_folders, recover
+from exporter.page import process_registry
+from exporter.refusals import Refusals
+from exporter.server import front_of, listening_sockets, serve_sockets
+from exporter.tokens import Principal, TokenFile
+
+_log = logging.getLogger(__name__)
+
+# What running operations get at the end; libvirt's calls cannot be cut off, and the trail tells of the rest.
+LAST_ACTS_S = 10.0
+# Refusals of callers that nobody knows: told once in this time with their number, so that a flood cannot fill the
+# trail. Those of known tokens are always told.
+UNKNOWN_CALLERS_EVERY_S = 60.0
+
+
+def run_control(settings: Settings) -> None:
+    """Serves the API until SIGINT or SIGTERM. Raises VirtgaugeError where it cannot listen or use its folder."""
+    web = settings.web.model_copy(update={"listen_address": settings.control.listen_address})
+    refusals = Refusals()
+    front = front_of(web, refusals, token_paths=("/api/", "/metrics"))
+    folders = control_folders(settings)
+    jobs = JobStore(folders)
+    tokens = TokenFile(token_file_path(settings))
+    sockets = listening_sockets(web, os.environ)  # early: a port in use must not touch the jobs of a running service
+    executor = Executor(Session(settings.libvirt.uri), folders)
+    recover(executor)
+    left = jobs.interrupt_running(_interrupted())
+    if left:
+        _log.warning("jobs were interrupted by the end of an earlier service", extra={"jobs": left})
+    metrics = ControlMetrics(folders)
+    registry = process_registry(refusals)
+    registry.register(metrics)
+    runner = Runner(executor, jobs, metrics)
+    refused = _AuditedRefusals(executor.trail)
+    app = control_application(
+        runner, OPERATIONS, registry, api_middleware(tokens, refusals, refused=refused.told, exempt=EXEMPT)
+    )
+    try:
+        asyncio.run(serve_sockets(app, sockets, front=front))
+    finally:
+        if not runner.wait_until_idle(LAST_ACTS_S):
+            _log.warning("operations still run; the audit trail will say at the next start what became of them")
+        refused.stop()
+
+
+def _interrupted() -> dict[str, object]:
+    detail = "the service ended in the middle; whether it was done is unknown; it is not repeated"
+    return problem(500, detail, "interrupted", outcome_unknown=True, next_step="look at the state and the audit trail")
+
+
+class _AuditedRefusals:
+    """Writes refused callers to the audit trail, from a thread of its own, since the event loop must not wait."""
+
+    def __init__(self, trail: Trail) -> None:
+        self._trail = trail
+        self._waiting: deque[dict[str, str | int]] = deque(maxlen=1000)
+        self._wake = threading.Event()
+        self._stopped = False
+        self._unknown = 0
+        self._unknown_told_s = -UNKNOWN_CALLERS_EVERY_S
+        self._thread = threading.Thread(target=self._write, name="audited-refusals", daemon=True)
+        self._thread.start()
+
+    def told(self, principal: Principal | None, scope: Scope, reason: str, message: str) -> None:
+        """One refusal; called in the event loop."""
+        facts: dict[str, str | int] = {
+            "way": "api", "reason": reason, "path": str(scope["path"])[:200], "method": str(scope["method"])[:20],
+            "client": str((scope.get("client") or ("",))[0]), "message": message,
+        }  # fmt: skip
+        if principal is not None:
+            facts["actor"] = str(principal)
+        else:
+            self._unknown += 1
+            if time.monotonic() - self._unknown_told_s < UNKNOWN_CALLERS_EVERY_S:
+                return
+            self._unknown_told_s = time.monotonic()
+            facts["refused_since_last"], self._unknown = self._unknown, 0
+        self._waiting.append(facts)
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Writes what waits, and ends the thread."""
+        self._stopped = True
+        self._wake.set()
+        self._thread.join(5)
+
+    def _write(self) -> None:
+        while not self._stopped or self._waiting:
+            self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                try:
+                    self._trail.append("access-refused", dict(self._waiting.popleft()))
+                except ControlError as error:
+                    _log.error("a refusal could not be written to the audit trail", extra={"cause": str(error)})
