@@ -264,7 +264,8 @@ def _is_label(key: str, value: Value | None) -> bool:
 
 def _bound(start: Value, scale: float) -> str:
     """A bucket's upper bound, in base units, from the next bin's lowest value."""
-    return repr(start / round(1 / scale)) if isinstance(start, int) and scale < 1 else str(start)
+    known = isinstance(start, int) and scale < 1 and start < 2**64
+    return repr(start / round(1 / scale)) if known else str(start)  # type: ignore[operator]
 
 
 def _row(declaration: Field, indexes: Indexes, stats: Mapping[str, Value], slots: Mapping[str, int],

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from .asking import SLICE_S, Answers, Asking, Deadline
 from .background import Background
@@ -25,6 +26,15 @@ INVENTORY_WAIT_S = 0.5
 """How long a sample waits for domain XML that is to be read again; what comes later is on the next one."""
 
 
+class Heard(Protocol):
+    """A collector that libvirt tells by itself; ``domains`` are the roster's, uuid to name."""
+
+    @property
+    def collector(self) -> str: ...
+    def succeeded(self) -> bool: ...
+    def records(self, domains: Mapping[str, str], at_s: float) -> Iterable[Record]: ...
+
+
 @dataclass(slots=True)
 class _Round:
     """What one sampling has gathered so far."""
@@ -41,8 +51,12 @@ class Sampler:
     def __init__(self, pool: LanePool, inventory: Inventory, collectors: Iterable[Collector],
                  records: DomainRecords, background: Background, chunk: int = 12, constants: tuple[Constant, ...] = (),
                  wall_clock: Callable[[], float] = time.time,
-                 own_records: Iterable[Callable[[float], Record]] = ()) -> None:
-        """``own_records`` give other parts' series about themselves, with the monotonic time of the sampling."""
+                 own_records: Iterable[Callable[[float], Record]] = (), heard: Iterable[Heard] = ()) -> None:
+        """``own_records`` give other parts' series about themselves, with the monotonic time of the sampling.
+
+        ``heard`` are the collectors that ask libvirt nothing, since they are told.
+        """
+        self._heard = tuple(heard)
         self._pool = pool
         self._own_records = tuple(own_records)
         self._inventory = inventory
@@ -120,6 +134,9 @@ class Sampler:
         if round_.roster is not None:
             hung = round_.answers.hung()
             records += self._background.records({key: r for r in records if (key := r.subject.key)[0] not in hung})
+            names = {entry.uuid: entry.name for entry in round_.roster.entries}
+            for heard in self._heard:
+                records += heard.records(names, round_.started_s)
         duration_s = round_.finished_s - round_.started_s
         complete = round_.roster is not None and not round_.answers.failed and all(
             domain.complete for _, domain in round_.answers.domains.values())
@@ -129,6 +146,8 @@ class Sampler:
             del success[name], durations[name]
         for name, (succeeded, took_s) in self._background.status().items():
             success[name], durations[name] = succeeded and round_.roster is not None, took_s
+        success |= {heard.collector: round_.roster is not None and heard.succeeded() for heard in self._heard}
+        durations |= {heard.collector: 0.0 for heard in self._heard}
         records.append(self._own_record(round_, success, durations))
         records.extend(record(round_.started_s) for record in self._own_records)
         return Snapshot(self._sequence, round_.started_s, round_.finished_s, wall_time_s, round_.roster is not None,

@@ -8,13 +8,15 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from collectors import COLLECTORS, SOURCES
+from collectors import COLLECTORS, HASTENED_BY, SOURCES
 from collectors.background import Background
 from collectors.batch import Builder
 from collectors.bulk import build_info
 from collectors.connection import Opener, host_identity, is_local
 from collectors.domain_records import DomainRecords
-from collectors.events import EventListener
+from collectors.event_counts import EventCounts
+from collectors.event_names import COUNTED
+from collectors.events import Event, EventListener
 from collectors.fields import Collector
 from collectors.inventory import Inventory
 from collectors.kernel import KernelSource, raise_open_files_limit
@@ -53,11 +55,14 @@ class Exporter:
         enabled = [c for c in COLLECTORS if c.name in settings.collector.enabled]
         opener = Opener(settings.libvirt.uri)
         self.inventory = Inventory()
-        self.events = EventListener(Opener(settings.libvirt.uri), self.inventory)
+        counts = EventCounts(lambda: self.events.connected)
+        counting = settings.collector.known.get("events", False)
+        self.events = EventListener(Opener(settings.libvirt.uri), self.inventory,
+                                    [self._hasten, *([counts.heard] if counting else [])], COUNTED)
         slots = Slots()
         self.pool = LanePool(opener, settings.sampling.lanes, slots)
         slow = LanePool(opener, BACKGROUND_LANES, slots, "background")
-        self.background = Background(slow, [SOURCES[c.name]() for c in enabled if c.name in SOURCES])
+        self.background = Background(slow, [SOURCES[c.name](self.inventory) for c in enabled if c.name in SOURCES])
         self.archive = _archive(settings)
         own = [sampling(enabled), *(archive_collectors() if self.archive else ())]
         compiler = Compiler([*own, *enabled])
@@ -67,11 +72,17 @@ class Exporter:
         groups = {"state", *(group for collector in enabled for group in collector.groups)}
         records = DomainRecords(groups, self.inventory, kernel)
         sampler = Sampler(self.pool, self.inventory, enabled, records, self.background, settings.sampling.chunk,
-                          build_info(VERSION), own_records=[self.archive.own_record] if self.archive else ())
+                          build_info(VERSION), own_records=[self.archive.own_record] if self.archive else (),
+                          heard=[counts] if counting else ())
         self.target = Target(sampler, builder, settings.sampling.max_age, settings.sampling.interval,
                              [self.archive.record] if self.archive else ())
         registry = None if settings.web.disable_exporter_metrics else process_registry(refusals)
         self.page = TargetPage(self.target, builder.catalogue.families, families_of([*own, *enabled]), registry)
+
+    def _hasten(self, event: Event) -> None:
+        """Have read again what an event says has changed."""
+        for collector in HASTENED_BY.get(event.kind, ()):
+            self.background.hasten(collector)
 
     def start(self) -> None:
         """Start the threads; libvirt need not be there yet."""

@@ -16,6 +16,8 @@ from collectors.batch import Batch, Builder, Floats
 from collectors.bulk import GROUP_BITS, group_bits, is_complete
 from collectors.derived import derived
 from collectors.domain_xml import constants, parse
+from collectors.event_counts import EventCounts
+from collectors.events import Event
 from collectors.fields import Collector, Constant
 from collectors.kvm import unnamed
 from collectors.layout import Compiler
@@ -128,6 +130,15 @@ def exporter_record(at_s: float, sequence: int = 1) -> Record:
     return Record(Subject("exporter", ("exporter",), ()), "sampling", stats, at_s, own)
 
 
+def heard_events(at_s: float) -> list[Record]:
+    """The event counts of one domain after a start and an I/O error."""
+    counts = EventCounts()
+    counts.records({"written": "written"}, 0.0)
+    for kind, detail in (("lifecycle", (2, 0)), ("io_error_reason", ("/images/x", "virtio-disk0", 1, "enospc"))):
+        counts.heard(Event("written", "written", kind, detail))
+    return list(counts.records({"written": "written"}, at_s))
+
+
 @cache
 def golden_batches() -> tuple[Batch, Batch]:
     """Two samples of everything there is a fixture of; the first and the last of each situation."""
@@ -142,6 +153,7 @@ def golden_batches() -> tuple[Batch, Batch]:
     for samples in (first, last):
         samples.append(record(NEWER, 0.0 if samples is first else 5.0, "written", "written"))
         samples.append(record(unnamed(NEWER), 0.0, "written", "written", source="kvm.all"))
+        samples.extend(heard_events(0.0 if samples is first else 5.0))
     made = builder()
     return (made.batch(snapshot(*first, *constant, exporter_record(0.0))),
             made.batch(snapshot(*last, *constant, exporter_record(5.0, 2), sequence=2)))

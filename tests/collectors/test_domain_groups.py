@@ -8,6 +8,7 @@ import pytest
 from collectors import COLLECTORS, SOURCES
 from collectors.connection import Opener, Session
 from collectors.domain_groups import GroupsSource, groups_source
+from collectors.inventory import Inventory
 from collectors.iothread import GROUPS, IOTHREAD
 from collectors.periodic import RunningDomain, Scope
 
@@ -46,5 +47,5 @@ def test_a_domain_that_was_started_anew_gives_nothing(session: Session) -> None:
 def test_every_source_is_of_a_collector_that_asks_the_sampling_for_nothing() -> None:
     by_name = {collector.name: collector for collector in COLLECTORS}
     for name, make in SOURCES.items():
-        assert make().collector == name
+        assert make(Inventory()).collector == name
         assert by_name[name].groups == ()
