@@ -31,6 +31,7 @@ COMMANDS = {
     "domain": _Entry("exporter.command_operations:build_domain", "Look at guests and act on them."),
     "interface": _Entry("exporter.command_operations:build_interface", "Look at and change the host's interfaces."),
     "history": _Entry("exporter.command_history:build", "Show what a guest did: table, CSV, JSON, plot or picture."),
+    "report": _Entry("exporter.command_report:build", "Right-sizing, noisy neighbours and disk growth of guests."),
     "control": _Entry("exporter.command_control:build", "Serve the control API; look at the audit trail."),
     "token": _Entry("exporter.command_token:build", "Make, list and revoke the APIs' bearer tokens."),
 }

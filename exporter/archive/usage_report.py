@@ -28,7 +28,7 @@ _DAY_S = 86400.0
 # A line through less than this says nothing about days.
 _LEAST_GROWTH_S = 3600.0
 _LEAST_GROWTH_POINTS = 10
-# Below half of what is allotted even at the busiest 5 %: it could do with less.
+# Never above half of what is allotted: it could do with less.
 OVERSIZED_SHARE = 0.5
 UNDERSIZED_SHARE = 0.9
 # A guest that waits this share of the time for a pCPU has a noisy neighbour, or a host that is too small.
