@@ -95,9 +95,6 @@ def _divisor(field: Field) -> float:
 class Placement:
     """One record's rows: its subject, source and shape.  Never changed; another shape is another Placement."""
 
-    __slots__ = ("columns", "constant_family", "constant_rows", "constant_values", "constants", "layout", "names",
-                 "source", "subject")
-
     def __init__(self, record: Record, layout: Layout, columns: Columns, catalogue: Catalogue) -> None:
         self.subject: Subject = record.subject
         self.source = record.source
@@ -119,8 +116,9 @@ class Placement:
                 and self.layout.fits(record.stats)
                 and self.layout.names(record.stats) == self.names)
 
+    @cached_property
     def prefixes(self) -> tuple[list[str], list[str], list[str]]:
-        """``name{labels} `` of each row, by section: made once a Plan, for the page."""
+        """A line break and ``name{labels} `` of each row, by section; made once, when a page first shows them."""
         own = ",".join(f'{name}="{escape_label_value(value)}"' for name, value in self.subject.labels)
         names = tuple(map(escape_label_value, self.layout.texts(self.names)))
         return ([_prefix(row.name, own, row.labels(names)) for row in self.layout.measured],
@@ -135,7 +133,7 @@ class Placement:
 
 def _prefix(name: str, own: str, labels: str) -> str:
     inside = f"{own},{labels}" if own and labels else own or labels
-    return f"{name}{{{inside}}} " if inside else f"{name} "
+    return f"\n{name}{{{inside}}} " if inside else f"\n{name} "
 
 
 def _render(constant: Constant) -> str:
@@ -151,8 +149,10 @@ class Plan:
         columns = [p.columns for p in placements]
         self.measured_counts = _integers(len(c.measured_family) for c in columns)
         self.formula_counts = _integers(len(c.formula_family) for c in columns)
+        self.constant_counts = _integers(len(p.constant_family) for p in placements)
         self.measured_start = _starts(self.measured_counts)
         self.formula_start = _starts(self.formula_counts)
+        self.constant_start = _starts(self.constant_counts)
         self.measured = int(self.measured_counts.sum())
         self.formulas = int(self.formula_counts.sum())
         self.divisor = _join([c.divisor for c in columns])
@@ -192,6 +192,33 @@ class Plan:
     def rows(self) -> int:
         """Number of series there would be if nothing were absent."""
         return self.measured + self.formulas + len(self.constant_values)
+
+
+def kept_rows(old: Plan, new: Plan) -> tuple[Integers, Integers]:
+    """Row numbers in ``old`` and in ``new``, over all sections, of the records that both hold unchanged."""
+    pairs = [(old.index[p], place) for place, p in enumerate(new.placements) if p in old.index]
+    sections = ((old.measured_start, new.measured_start, new.measured_counts, 0, 0),
+                (old.formula_start, new.formula_start, new.formula_counts, old.measured, new.measured),
+                (old.constant_start, new.constant_start, new.constant_counts,
+                 old.measured + old.formulas, new.measured + new.formulas))
+    before, after = [], []
+    for old_start, new_start, counts, old_offset, new_offset in sections:
+        source, target = row_ranges(pairs, old_start, new_start, counts)
+        before.append(source + old_offset)
+        after.append(target + new_offset)
+    return np.concatenate(before), np.concatenate(after)
+
+
+def row_ranges(pairs: Sequence[tuple[int, int]], old_start: Integers, new_start: Integers,
+               counts: Integers) -> tuple[Integers, Integers]:
+    """Row numbers (old, new) of whole records within a section, by the records' places (old, new)."""
+    if not pairs:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    old_places, new_places = np.array(pairs, dtype=np.int64).T
+    lengths = counts[new_places]
+    ends = np.cumsum(lengths)
+    within = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
+    return np.repeat(old_start[old_places], lengths) + within, np.repeat(new_start[new_places], lengths) + within
 
 
 def _starts(counts: Integers) -> Integers:

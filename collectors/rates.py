@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .batch import Batch, Booleans, Floats, Integers, Plan, ratio_number
+from .batch import Batch, Booleans, Floats, Integers, Plan, ratio_number, row_ranges
 from .fields import Ratio
 
 _PER_SECOND = ratio_number(Ratio.PER_SECOND)
@@ -50,7 +50,7 @@ def carry(values: Floats, old: Plan, new: Plan) -> Floats:
         return values
     moved = np.full(new.formulas, np.nan)
     pairs = [(old.index[p], place) for place, p in enumerate(new.placements) if p in old.index]
-    source, target = _ranges(pairs, old.formula_start, new.formula_start, new.formula_counts)
+    source, target = row_ranges(pairs, old.formula_start, new.formula_start, new.formula_counts)
     moved[target] = values[source]
     moved.flags.writeable = False
     return moved
@@ -107,18 +107,6 @@ def earlier_rows(old: Plan, new: Plan) -> Integers:
         first = int(new.measured_start[place])
         for offset, series in enumerate(placement.series()):
             rows[first + offset] = known.get(series, -1)
-    source, target = _ranges(whole, old.measured_start, new.measured_start, new.measured_counts)
+    source, target = row_ranges(whole, old.measured_start, new.measured_start, new.measured_counts)
     rows[target] = source
     return rows
-
-
-def _ranges(pairs: list[tuple[int, int]], old_start: Integers, new_start: Integers,
-            counts: Integers) -> tuple[Integers, Integers]:
-    """Row numbers (old, new) of whole records, by their places (old, new)."""
-    if not pairs:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    old_places, new_places = np.array(pairs, dtype=np.int64).T
-    lengths = counts[new_places]
-    ends = np.cumsum(lengths)
-    within = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
-    return np.repeat(old_start[old_places], lengths) + within, np.repeat(new_start[new_places], lengths) + within

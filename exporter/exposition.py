@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
-from collectors.batch import Batch, Booleans, Floats, Integers, Plan
+from collectors.batch import Batch, Booleans, Floats, Integers, Plan, kept_rows
 from collectors.fields import Family, Kind
 
 _MANY = 0.4
@@ -90,20 +91,38 @@ class Exposition:
         return "".join(pieces).encode() if self._header_rows else b""
 
     def _lay_out(self, plan: Plan) -> None:
-        """Prefixes in page order (by family, then record), and a place for each family's header."""
+        """Prefixes and texts in page order (by family, then record); what did not change is taken over."""
+        texts, shown = self._taken_over(plan)
         family_of_row = plan.family_of_row
         order: Integers = np.argsort(family_of_row, kind="stable")
-        self._order = order[self._shown_families[family_of_row[order]]]
-        sections = [placement.prefixes() for placement in plan.placements]
-        flat = list(chain.from_iterable(part for section in zip(*sections, strict=True) for part in section))
-        self._prefixes = [f"\n{flat[row]}" for row in self._order.tolist()]
-        self._family = family_of_row[self._order]
-        rows = len(self._order)
-        self._pieces = [*([""] * (2 * rows)), "\n"]
-        self._shown = np.full(rows, np.nan)
-        self._present = np.zeros(rows, dtype=np.bool_)
+        order = order[self._shown_families[family_of_row[order]]]
+        flat = np.empty(plan.rows, dtype=object)
+        sections = [placement.prefixes for placement in plan.placements]
+        flat[:] = list(chain.from_iterable(part for section in zip(*sections, strict=True) for part in section))
+        self._prefixes = flat[order].tolist()
+        self._family = family_of_row[order]
+        self._shown = shown[order]
+        self._present = ~np.isnan(self._shown)
+        self._pieces = [*([""] * (2 * len(order))), "\n"]
+        self._pieces[1:-1:2] = texts[order].tolist()
+        self._pieces[0:-1:2] = np.where(self._present, flat[order], "").tolist()
+        self._order, self._plan = order, plan
         self._header_rows = []
-        self._plan = plan
+        self._find_headers()
+
+    def _taken_over(self, plan: Plan) -> tuple[npt.NDArray[np.object_], Floats]:
+        """Texts and values that the last page showed, at their rows of the new plan."""
+        texts = np.full(plan.rows, "", dtype=object)
+        shown = np.full(plan.rows, np.nan)
+        old = self._plan
+        if old is not None and len(self._order):
+            old_texts = np.full(old.rows, "", dtype=object)
+            old_shown = np.full(old.rows, np.nan)
+            old_texts[self._order] = self._pieces[1:-1:2]
+            old_shown[self._order] = self._shown
+            source, target = kept_rows(old, plan)
+            texts[target], shown[target] = old_texts[source], old_shown[source]
+        return texts, shown
 
     def _find_headers(self) -> None:
         """The first present row of each family: a family without a sample has no header either."""

@@ -1,10 +1,18 @@
-"""What every test may use: the switch that rewrites golden files."""
+"""What every test may use: the switch that rewrites golden files, and how hypothesis searches."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples at every run, so that a change is judged by itself and not by luck; on a loaded machine an example
+# may take long.  HYPOTHESIS_PROFILE=random searches anew: do that when you touch what such a test covers.
+settings.register_profile("fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
