@@ -23,6 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from exporter.refusals import Refusals
 from exporter.tokens import Principal, Role, TokenFile
 
+# Where a request's scope holds its Principal.
+PRINCIPAL = "virtgauge.principal"
 REQUEST_ID_HEADER = "X-Request-ID"
 MOST_BODY_BYTES = 1024 * 1024
 LONGEST_ANSWER_S = 60.0
@@ -52,21 +54,21 @@ def api_middleware(
 ) -> list[Middleware]:
     """The whole stack, outermost first.
 
-    Paths that begin with one of `protected` and are not exactly one of `exempt` need a token; all have the limits.
+    Paths that begin with one of `protected` have the limits, and need a token if they are not one of `exempt`.
     `refused` is called for each refusal of a caller, before the answer goes out: the control API's audit trail.
     It runs in the event loop and must not wait.
     """
     return [
         Middleware(RequestId),
         Middleware(TokenAccess, tokens=tokens, refusals=refusals, refused=refused, protected=protected, exempt=exempt),
-        Middleware(BodyLimit, refusals=refusals, most_bytes=most_body_bytes),
-        Middleware(AnswerLimit, refusals=refusals, longest_s=longest_answer_s),
+        Middleware(BodyLimit, refusals=refusals, most_bytes=most_body_bytes, protected=protected),
+        Middleware(AnswerLimit, refusals=refusals, longest_s=longest_answer_s, protected=protected),
     ]
 
 
 def principal_of(request: HTTPConnection) -> Principal:
     """Who the request comes from. Raises Forbidden where no token was needed and none given."""
-    principal = request.scope.get("virtgauge.principal")
+    principal = request.scope.get(PRINCIPAL)
     if not isinstance(principal, Principal):
         raise Forbidden("token", "this needs a bearer token")
     return principal
@@ -139,7 +141,7 @@ class TokenAccess:
             await self._app(scope, receive, send)
             return
         principal = self._authenticate(scope)
-        scope["virtgauge.principal"] = principal
+        scope[PRINCIPAL] = principal
         if principal is None and self._needs_token(scope["path"]):
             message = "this needs a bearer token that is known and has not expired; see virtgauge token"
             await self._refuse(scope, receive, send, None, 401, "token", message)
@@ -176,13 +178,20 @@ class _TooLargeError(Exception):
 class BodyLimit:
     """Refuses a body above `most_bytes` with 413, by its Content-Length or while it comes."""
 
-    def __init__(self, app: ASGIApp, refusals: Refusals, most_bytes: int = MOST_BODY_BYTES) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        refusals: Refusals,
+        most_bytes: int = MOST_BODY_BYTES,
+        protected: Iterable[str] = ("/",),
+    ) -> None:
         self._app = app
+        self._protected = tuple(protected)
         self._refusals = refusals
         self._most_bytes = most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not scope["path"].startswith(self._protected):
             await self._app(scope, receive, send)
             return
         # HTTP's own parser has checked that it is a number.
@@ -221,13 +230,20 @@ class BodyLimit:
 class AnswerLimit:
     """Ends a request whose answer has not begun after `longest_s` seconds with 503."""
 
-    def __init__(self, app: ASGIApp, refusals: Refusals, longest_s: float = LONGEST_ANSWER_S) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        refusals: Refusals,
+        longest_s: float = LONGEST_ANSWER_S,
+        protected: Iterable[str] = ("/",),
+    ) -> None:
         self._app = app
+        self._protected = tuple(protected)
         self._refusals = refusals
         self._longest_s = longest_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not scope["path"].startswith(self._protected):
             await self._app(scope, receive, send)
             return
         started = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import click
 
@@ -23,10 +23,14 @@ NO_EXPORTER = "none"
 
 @dataclass(frozen=True, slots=True)
 class ArchivePlace:
-    """`exporter`: URL of the exporter to ask first, None for none. `database` opens the database."""
+    """`exporter`: URL of the exporter to ask first, None for none. `database` opens the database.
+
+    `token` is the bearer token for the exporter, if there is one.
+    """
 
     exporter: str | None
     database: Callable[[], AbstractContextManager[Database]]
+    token: str | None = field(default=None, repr=False)
 
 
 def archive_options() -> list[click.Option]:
@@ -62,7 +66,8 @@ def read_settings(values: Mapping[str, str | None], exporter: str = NO_EXPORTER)
     if not exporter:
         exporter = NO_EXPORTER if "archive.uri" in flags else _own_exporter(settings.web.listen_address[0])
     url = None if exporter == NO_EXPORTER else exporter
-    return ArchivePlace(url, lambda: opened(settings.archive, settings.state.directory, "virtgauge history"))
+    token = settings.history.token.get_secret_value() if settings.history.token else None
+    return ArchivePlace(url, lambda: opened(settings.archive, settings.state.directory, "virtgauge history"), token)
 
 
 def _own_exporter(address: ListenAddress) -> str:

@@ -88,7 +88,7 @@ def _run(
     points = _TABLE_POINTS if format_ == "table" and not step and not picture else ""
     question = Question(domain, field, since, until, step, points, host)
     place = read_settings(settings, exporter)
-    found = history_rows(question, place.exporter, place.database, fields)
+    found = history_rows(question, place.exporter, place.database, fields, place.token)
     title = f"{domain}, {since} to {until}"
     if picture:
         from exporter.history_plot import lines_of, save_picture

@@ -177,6 +177,12 @@ class ArchiveSettings(Section):
     retention: ArchiveRetentionSettings = ArchiveRetentionSettings()
 
 
+class HistorySettings(Section):
+    token: Annotated[SecretStr | None, SECRET] = Field(
+        default=None, description="Bearer token that `virtgauge history` shows to the exporter it asks."
+    )
+
+
 class Settings(Section):
     """All settings, checked; `load_settings` makes them. Frozen, so every thread may read them."""
 
@@ -191,3 +197,4 @@ class Settings(Section):
     compat: CompatSettings = CompatSettings()
     control: ControlSettings = ControlSettings()
     archive: ArchiveSettings = ArchiveSettings()
+    history: HistorySettings = HistorySettings()

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from uuid import UUID
 
 import orjson
 from starlette.concurrency import run_in_threadpool
@@ -22,6 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from exporter.access import PRINCIPAL, Forbidden, require_domain
 from exporter.archive.document_reader import Database, Unsealed
 from exporter.archive.domain_lookup import all_domains
 from exporter.archive.history_fields import HistoryFields
@@ -31,6 +33,7 @@ from exporter.archive.timespan import iso
 from exporter.errors import UsageError, VirtgaugeError
 from exporter.nearest import nearest
 from exporter.remote_read import MOST_REQUEST_BYTES, read_request, response
+from exporter.tokens import Principal
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +83,8 @@ class HistoryApi:
                 return _error(400, str(error))
             except VirtgaugeError as error:
                 return _error(503, str(error))
+            except Forbidden:
+                raise  # the access layer counts it and answers 403
             except ClientDisconnect:
                 return _error(400, "the request's body did not arrive")
             except Exception:  # noqa: BLE001  # a bug must cost this answer only, and leave its traceback
@@ -90,9 +95,13 @@ class HistoryApi:
 
     async def _query(self, request: Request) -> Response:
         question = _question(request)
+        if not _is_uuid(question.domain):
+            # Before the look-up, whose error would name the nearest domain, which may be out of scope.
+            _require_scope(request, question.domain)
 
         def work() -> tuple[bytes, dict[str, str]]:
             answer = ask(self._database(), self._fields, question, self._clock(), self._unsealed)
+            _require_scope(request, answer.domain.name)
             unsealed = "true" if answer.reading.unsealed else "false"
             return orjson.dumps(list(answer.rows())), {
                 RESOLUTION_HEADER: answer.resolution,
@@ -114,6 +123,7 @@ class HistoryApi:
                         "last_seen": iso(domain.last_seen_s),
                     }
                     for domain in all_domains(self._database())
+                    if _in_scope(request)(domain.name)
                 ]
             )
 
@@ -137,7 +147,7 @@ class HistoryApi:
         labels = dict(request.query_params)
 
         def work() -> bytes:
-            answers = RemoteAnswers(self._database(), self._fields, self._unsealed)
+            answers = RemoteAnswers(self._database(), self._fields, self._unsealed, _in_scope(request))
             return response(answers.answer(read_request(body), labels))
 
         answer = await self._in_thread(work)
@@ -154,6 +164,25 @@ class HistoryApi:
             self._places = asyncio.Semaphore(MOST_AT_ONCE)
         async with self._places:
             yield
+
+
+def _in_scope(request: Request) -> Callable[[str], bool]:
+    """Whether a domain's name is within the caller's scope; all are where the API is served without tokens."""
+    principal = request.scope.get(PRINCIPAL)
+    return principal.allows_domain if isinstance(principal, Principal) else lambda _: True
+
+
+def _require_scope(request: Request, name: str) -> None:
+    if not _in_scope(request)(name):
+        require_domain(request, name)
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _question(request: Request) -> Question:

@@ -35,18 +35,19 @@ def history_rows(
     exporter: str | None,
     database: Callable[[], AbstractContextManager[Database]],
     fields: HistoryFields,
+    token: str | None = None,
 ) -> Found:
     """Rows from the exporter's API if it answers, else from the database.
 
-    `exporter` is its URL, None to leave it out. Raises UsageError for a wrong question, VirtgaugeError where
-    neither answers.
+    `exporter` is its URL, None to leave it out; `token` is shown to it. Raises UsageError for a wrong
+    question, VirtgaugeError where neither answers.
     """
     question = _absolute(question, time.time())
     fields.all_named(question.fields)
     without = "" if exporter else "database, without what is not archived yet"
     if exporter:
         try:
-            return _from_exporter(question, exporter)
+            return _from_exporter(question, exporter, token)
         except _NoAnswerError as error:
             without = f"database, since {error}; the last minute may be missing"
     try:
@@ -73,12 +74,12 @@ def _absolute(question: Question, now_s: float) -> Question:
     return replace(question, since=f"{since:.3f}", until=f"{until:.3f}")
 
 
-def _from_exporter(question: Question, exporter: str) -> Found:
+def _from_exporter(question: Question, exporter: str, token: str | None) -> Found:
     parameters: list[tuple[str, str]] = [("field", field) for field in question.fields]
     for name in ("domain", "since", "until", "step", "points", "host"):
         if text := getattr(question, name):
             parameters.append((name, text))
-    body, headers = _get(f"{exporter.rstrip('/')}{QUERY_PATH}?{urllib.parse.urlencode(parameters)}", exporter)
+    body, headers = _get(f"{exporter.rstrip('/')}{QUERY_PATH}?{urllib.parse.urlencode(parameters)}", exporter, token)
     try:
         rows = json.loads(body)
     except ValueError:
@@ -86,16 +87,21 @@ def _from_exporter(question: Question, exporter: str) -> Found:
     return Found(rows, f"exporter at {exporter} ({headers.get(RESOLUTION_HEADER, '')})")
 
 
-def _get(url: str, exporter: str) -> tuple[bytes, Mapping[str, str]]:
+def _get(url: str, exporter: str, token: str | None) -> tuple[bytes, Mapping[str, str]]:
+    request = urllib.request.Request(url)
+    if token:
+        # Unredirected: a redirect must not carry the token to another host.
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
+        with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:
             return answer.read(_MOST_ANSWER_BYTES), answer.headers
     except urllib.error.HTTPError as error:
         with error:
             text = _error_text(error.read(1 << 16))
         if error.code == 400 and text:
             raise UsageError(text) from None
-        cause = text or {404: "has no archive", 401: "asks for a password"}.get(error.code, f"answers {error.code}")
+        known = {404: "has no archive", 401: "asks for a token (history.token)"}
+        cause = ("" if error.code == 401 else text) or known.get(error.code, f"answers {error.code}")
         raise _NoAnswerError(f"the exporter at {exporter} {cause}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)

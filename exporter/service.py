@@ -34,6 +34,7 @@ from .server import front_of, listening_sockets, serve_sockets
 from .version import VERSION
 
 if TYPE_CHECKING:
+    from starlette.middleware import Middleware
     from starlette.routing import Route
 
     from .archive.archive import Archive
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACKGROUND_LANES = 2
+API_PATHS = "/api/"
+"""Paths that need a bearer token; the web configuration's passwords are for the others."""
 
 
 def collector_defaults() -> dict[str, bool]:
@@ -124,6 +127,15 @@ def _history_routes(archive: Archive | None) -> list[Route]:
     return HistoryApi(archive.reading.database, HistoryFields(COLLECTORS), archive.unsealed).routes()
 
 
+def _guarded(settings: Settings, refusals: Refusals) -> list[Middleware]:
+    """What asks for a bearer token in front of the history API. Raises SettingsError for a bad token file."""
+    from .access import api_middleware
+    from .command_token import token_file_path
+    from .tokens import TokenFile
+
+    return api_middleware(TokenFile(token_file_path(settings)), refusals, protected=(API_PATHS,))
+
+
 def archive_collectors() -> tuple[Collector, ...]:
     """The collector of the archive's own series; it has no flag and is on where there is an archive."""
     from .archive.metrics import ARCHIVE
@@ -140,10 +152,12 @@ def run_exporter(settings: Settings) -> None:
     """Serve the page until SIGINT or SIGTERM.  Raises VirtgaugeError where it cannot listen."""
     raise_open_files_limit()
     refusals = Refusals()
-    front = front_of(settings.web, refusals)
+    front = front_of(settings.web, refusals, token_paths=(API_PATHS,))
     sockets = listening_sockets(settings.web, os.environ)  # early: a port in use must not start anything
     exporter = Exporter(settings, refusals)
-    app = exporter_application(exporter.page, settings, more=_history_routes(exporter.archive))
+    history = _history_routes(exporter.archive)
+    guarded = _guarded(settings, refusals) if history else []
+    app = exporter_application(exporter.page, settings, middleware=guarded, more=history)
     exporter.start()
     try:
         asyncio.run(serve_sockets(app, sockets, front=front))

@@ -7,7 +7,7 @@ counter's growth is drawn as a line, since PromQL finds no sample older than fiv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,7 @@ class RemoteAnswers:
     database: Database
     fields: HistoryFields
     unsealed: Unsealed | None = None
+    in_scope: Callable[[str], bool] = lambda _: True
 
     def answer(self, queries: Sequence[Query], labels: Mapping[str, str]) -> list[list[TimeSeries]]:
         """The series of each query; `labels` are added to all.
@@ -56,6 +57,8 @@ class RemoteAnswers:
         if not fields:
             return
         for domain in all_domains(self.database):
+            if not self.in_scope(domain.name):
+                continue
             own = _domain_labels(domain, labels)
             wanted = [f for f in fields if _may_match(query, {"__name__": f.metric, **own}, (f.device_label,))]
             if wanted and domain.seen_in(span):
