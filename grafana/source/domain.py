@@ -1,0 +1,200 @@
+"""Domain: why is this guest slow, and what happened to it?"""
+
+from __future__ import annotations
+
+from grafana.source.fleet import ALERTS, STARTS
+from grafana.source.grid import ALARM, Dashboard, Query, Row, graph, listing, number, timeline, upper
+from grafana.source.states import STATE, STATE_WORDS
+
+DEVICE = "{{target_device}}"
+
+DOMAIN = Dashboard(
+    uid="virtgauge-domain", title="virtgauge / Domain", domains="one", annotations=(ALERTS, STARTS),
+    description="Why is this guest slow, and what happened to it? Its state, CPUs, memory, disks and interfaces in the "
+                "order in which work flows through them.",
+    rows=(
+        Row("Now", (
+            number("State", "The state libvirt gives.", "none", STATE, words=STATE_WORDS, trend=False),
+            number("Running since", "When the guest's process started.", "dateTimeFromNow",
+                   "max(libvirt_domain_start_timestamp_seconds{@domain}) * 1000", trend=False, empty="Not running"),
+            number("pCPUs in use", "pCPUs in use, QEMU's own threads included.", "short",
+                   "sum(libvirt_domain_cpu_usage_cores{@domain})"),
+            number("Worst steal", "Share of time that its worst vCPU was ready and had no pCPU.", "percentunit",
+                   "max(libvirt_domain_vcpu_steal_ratio{@domain})", steps=upper(0.1, 0.3), empty="Not measured"),
+            number("Memory used", "What the guest says it uses of what it sees.", "percentunit",
+                   "max(libvirt_domain_memory_used_ratio{@domain})", steps=upper(0.9, 0.97),
+                   empty="Guest does not say"),
+            number("Monitor", "Seconds that the guest's monitor has not answered; 0 is well.", "s",
+                   "max(libvirt_domain_monitor_busy_seconds{@domain})", steps=ALARM),
+        )),
+        Row("What happened", (
+            timeline("State", "The guest's state over time; the marks are starts and alerts.",
+                     Query(STATE, "{{domain}}"), words=STATE_WORDS, width=12, height=5),
+            timeline("State and its reason", "Each pair of state and reason that there was: 'paused: io_error' is a "
+                     "guest whose storage failed, 'paused: user' one that somebody paused.",
+                     Query("max by (state, reason) (libvirt_domain_state_reason{@domain})", "{{state}}: {{reason}}"),
+                     words={"1": ("yes", "blue")}, width=12, height=5),
+            timeline("Sample", "Whether libvirt answered in full. In part: the figures that are missing are absent, "
+                     "never zero; the reason says why.",
+                     Query("min(libvirt_domain_sample_complete{@domain})", "complete"),
+                     Query("max by (reason) (libvirt_domain_sample_incomplete_reason{@domain}) + 1",
+                           "why in part: {{reason}}"),
+                     words={"1": ("in full", "green"), "0": ("in part", "red"), "2": ("yes", "orange")}, width=24,
+                     height=4),
+        )),
+        Row("CPU", (
+            graph("Use of each vCPU", "Share of a pCPU each vCPU used. One at 100 % beside idle ones is a program with "
+                  "one thread.", "percentunit",
+                  Query("max by (vcpu) (libvirt_domain_vcpu_usage_ratio{@domain})", "vCPU {{vcpu}}"), ratio=True),
+            graph("Steal of each vCPU", "Share of time each vCPU was ready and had no pCPU. The host is short of CPU, "
+                  "whatever the guest says of itself.", "percentunit",
+                  Query("max by (vcpu) (libvirt_domain_vcpu_steal_ratio{@domain})", "vCPU {{vcpu}}"),
+                  steps=upper(0.1, 0.3), empty="Not measured"),
+            graph("Wait of each vCPU", "Share of time each vCPU slept or waited for I/O. Absent where the host's kernel "
+                  "does not tell.", "percentunit",
+                  Query("max by (vcpu) (rate(libvirt_domain_vcpu_wait_seconds_total{@domain}[$__rate_interval]))",
+                        "vCPU {{vcpu}}"), empty="This host's kernel does not tell"),
+            graph("CPU inside and around the guest", "All CPU time of the guest's process against that of its vCPUs: "
+                  "the difference is QEMU's own work, mostly I/O. Kernel and user are the host's view of it.", "short",
+                  Query("max(rate(libvirt_domain_info_cpu_time_seconds_total{@domain}[$__rate_interval]))", "all"),
+                  Query("sum(rate(libvirt_domain_vcpu_time_seconds_total{@domain}[$__rate_interval]))", "vCPUs"),
+                  Query("max(rate(libvirt_domain_cpu_user_seconds_total{@domain}[$__rate_interval]))", "user"),
+                  Query("max(rate(libvirt_domain_cpu_system_seconds_total{@domain}[$__rate_interval]))", "kernel")),
+            graph("pCPU of each vCPU", "The number of the pCPU that each vCPU ran on last. Many changes cost caches; "
+                  "steal beside a line that never moves is pinning.", "none",
+                  Query("max by (vcpu) (libvirt_domain_vcpu_cpu{@domain})", "vCPU {{vcpu}}"), calcs=("lastNotNull",),
+                  decimals=0),
+            graph("vCPUs, and use of all of them", "Use of the vCPUs together, this week and the last.", "percentunit",
+                  Query("max(libvirt_domain_cpu_usage_ratio{@domain})", "now"),
+                  Query("max(libvirt_domain_cpu_usage_ratio{@domain} offset 1w)", "a week ago"), ratio=True,
+                  dashed="a week ago"),
+        )),
+        Row("Memory", (
+            graph("Balloon, guest and host in one", "Maximum: what it may have. Assigned: what the balloon leaves it "
+                  "now. Seen and used: what the guest says. Resident: what the host pays.", "bytes",
+                  Query("max(libvirt_domain_info_maximum_memory_bytes{@domain})", "maximum"),
+                  Query("max(libvirt_domain_info_memory_usage_bytes{@domain})", "assigned"),
+                  Query("max(libvirt_domain_memory_stats_available_bytes{@domain})", "seen by the guest"),
+                  Query("max(libvirt_domain_memory_stats_available_bytes{@domain} - "
+                        "libvirt_domain_memory_stats_usable_bytes{@domain})", "used by the guest"),
+                  Query("max(libvirt_domain_memory_stats_disk_cache_bytes{@domain})", "page cache of the guest"),
+                  Query("max(libvirt_domain_memory_stats_unused_bytes{@domain})", "unused by the guest"),
+                  Query("max(libvirt_domain_memory_stats_rss_bytes{@domain})", "resident on the host"),
+                  dashed="maximum|assigned", height=10),
+            graph("Swap of the guest", "Bytes a second the guest reads from and writes to its swap. Steady reading is a "
+                  "guest that lacks memory.", "binBps",
+                  Query("max(rate(libvirt_domain_memory_stats_swap_in_bytes_total{@domain}[$__rate_interval]))", "in"),
+                  Query("max(rate(libvirt_domain_memory_stats_swap_out_bytes_total{@domain}[$__rate_interval]))", "out"),
+                  below="out", empty="Guest does not say", height=10),
+            graph("Page faults of the guest", "Major faults need I/O: many of them is a guest that reads its programs "
+                  "again and again.", "ops",
+                  Query("max(rate(libvirt_domain_memory_stats_major_fault_total{@domain}[$__rate_interval]))", "major"),
+                  Query("max(rate(libvirt_domain_memory_stats_minor_fault_total{@domain}[$__rate_interval]))", "minor"),
+                  empty="Guest does not say"),
+            graph("Age of the guest's report", "Seconds since the guest last told its memory. It grows where the "
+                  "balloon driver stopped or no stats period is set: then the guest's figures are old.", "s",
+                  Query("max(time() - libvirt_domain_memory_stats_last_update_timestamp_seconds{@domain})", "age"),
+                  empty="Guest never reported"),
+        )),
+        Row("Disks", (
+            graph("Throughput", "Bytes a second read (up) and written (down), each disk; dashed lines are limits set.",
+                  "binBps",
+                  Query("max by (target_device) (libvirt_domain_block_read_bytes_per_second{@domain})",
+                        f"{DEVICE} read"),
+                  Query("max by (target_device) (libvirt_domain_block_write_bytes_per_second{@domain})",
+                        f"{DEVICE} written"),
+                  Query("max by (target_device) (libvirt_domain_block_stats_limit_read_bytes{@domain} or "
+                        "libvirt_domain_block_stats_limit_total_bytes{@domain})", f"{DEVICE} read limit"),
+                  Query("max by (target_device) (libvirt_domain_block_stats_limit_write_bytes{@domain} or "
+                        "libvirt_domain_block_stats_limit_total_bytes{@domain})", f"{DEVICE} write limit"),
+                  below=".* (written|write limit)", dashed=".* limit"),
+            graph("Requests", "Requests a second: reads up, writes down, flushes up; dashed lines are limits set.",
+                  "iops",
+                  Query("max by (target_device) (libvirt_domain_block_reads_per_second{@domain})", f"{DEVICE} reads"),
+                  Query("max by (target_device) (libvirt_domain_block_writes_per_second{@domain})", f"{DEVICE} writes"),
+                  Query("max by (target_device) (libvirt_domain_block_flushes_per_second{@domain})",
+                        f"{DEVICE} flushes"),
+                  Query("max by (target_device) (libvirt_domain_block_stats_limit_read_requests{@domain} or "
+                        "libvirt_domain_block_stats_limit_total_requests{@domain})", f"{DEVICE} reads limit"),
+                  Query("max by (target_device) (libvirt_domain_block_stats_limit_write_requests{@domain} or "
+                        "libvirt_domain_block_stats_limit_total_requests{@domain})", f"{DEVICE} writes limit"),
+                  below=".* writes.*", dashed=".* limit"),
+            graph("Latency", "Mean seconds a request took; absent while there are none. Slow flushes make databases "
+                  "slow long before reads and writes show it.", "s",
+                  Query("max by (target_device) (libvirt_domain_block_read_latency_seconds{@domain})",
+                        f"{DEVICE} read"),
+                  Query("max by (target_device) (libvirt_domain_block_write_latency_seconds{@domain})",
+                        f"{DEVICE} write"),
+                  Query("max by (target_device) (libvirt_domain_block_flush_latency_seconds{@domain})",
+                        f"{DEVICE} flush"), steps=upper(0.05, 0.2), empty="No requests"),
+            graph("Write latency against last week", "The same disk's latency a week ago: is this slow for it?", "s",
+                  Query("max by (target_device) (libvirt_domain_block_write_latency_seconds{@domain})",
+                        f"{DEVICE} now"),
+                  Query("max by (target_device) (libvirt_domain_block_write_latency_seconds{@domain} offset 1w)",
+                        f"{DEVICE} a week ago"), dashed=".*a week ago", empty="No writes"),
+            graph("Bytes a request", "Mean size of reads and writes: small ones cost requests, large ones bandwidth.",
+                  "bytes",
+                  Query("max by (target_device) (libvirt_domain_block_read_bytes_per_second{@domain} / "
+                        "(libvirt_domain_block_reads_per_second{@domain} > 0))", f"{DEVICE} read"),
+                  Query("max by (target_device) (libvirt_domain_block_write_bytes_per_second{@domain} / "
+                        "(libvirt_domain_block_writes_per_second{@domain} > 0))", f"{DEVICE} write"),
+                  empty="No requests"),
+            graph("Requests in flight", "Mean number of requests that a disk works on at once: the time spent in "
+                  "requests, each second.", "short",
+                  Query("max by (target_device) (rate(libvirt_domain_block_stats_read_time_seconds_total{@domain}"
+                        "[$__rate_interval]))", f"{DEVICE} reads"),
+                  Query("max by (target_device) (rate(libvirt_domain_block_stats_write_time_seconds_total{@domain}"
+                        "[$__rate_interval]))", f"{DEVICE} writes"),
+                  Query("max by (target_device) (rate(libvirt_domain_block_stats_flush_time_seconds_total{@domain}"
+                        "[$__rate_interval]))", f"{DEVICE} flushes")),
+            listing("Disks", "What each disk is, its size to the guest, and what its image takes on the host.",
+                    Query("max by (target_device, bus, disk_type, driver_type, cache, discard, serial, source_file) "
+                          "(libvirt_domain_block_info{@domain})"),
+                    Query("max by (target_device) (libvirt_domain_block_stats_capacity_bytes{@domain})", "Size",
+                          "bytes"),
+                    Query("max by (target_device) (libvirt_domain_block_stats_physicalsize_bytes{@domain})",
+                          "On the host", "bytes"),
+                    Query("max by (target_device) (libvirt_domain_block_stats_allocation_bytes{@domain})",
+                          "Highest offset written", "bytes"),
+                    labels={"target_device": "Disk", "bus": "Bus", "disk_type": "Type", "driver_type": "Format",
+                            "cache": "Cache", "discard": "Discard", "serial": "Serial", "source_file": "Source"},
+                    height=7, empty="No disk"),
+        )),
+        Row("Network", (
+            graph("Throughput", "Bytes a second received (up) and sent (down), as the guest sees it.", "binBps",
+                  Query("max by (target_device) (libvirt_domain_interface_receive_bytes_per_second{@domain})",
+                        f"{DEVICE} received"),
+                  Query("max by (target_device) (libvirt_domain_interface_transmit_bytes_per_second{@domain})",
+                        f"{DEVICE} sent"), below=".* sent"),
+            graph("Packets", "Packets a second received (up) and sent (down).", "pps",
+                  Query("max by (target_device) (libvirt_domain_interface_receive_packets_per_second{@domain})",
+                        f"{DEVICE} received"),
+                  Query("max by (target_device) (libvirt_domain_interface_transmit_packets_per_second{@domain})",
+                        f"{DEVICE} sent"), below=".* sent"),
+            graph("Errors and drops", "Packets a second that were lost.", "pps",
+                  Query("max by (target_device) (rate(libvirt_domain_interface_stats_receive_drops_total{@domain}"
+                        "[$__rate_interval]))", f"{DEVICE} dropped, received"),
+                  Query("max by (target_device) (rate(libvirt_domain_interface_stats_transmit_drops_total{@domain}"
+                        "[$__rate_interval]))", f"{DEVICE} dropped, sent"),
+                  Query("max by (target_device) (rate(libvirt_domain_interface_stats_receive_errors_total{@domain}"
+                        "[$__rate_interval]))", f"{DEVICE} errors, received"),
+                  Query("max by (target_device) (rate(libvirt_domain_interface_stats_transmit_errors_total{@domain}"
+                        "[$__rate_interval]))", f"{DEVICE} errors, sent")),
+            listing("Interfaces", "What each interface is.",
+                    Query("max by (target_device, mac, model, type, source_bridge, mtu) "
+                          "(libvirt_domain_interface_info{@domain})"),
+                    labels={"target_device": "Interface", "mac": "MAC", "model": "Model", "type": "Type",
+                            "source_bridge": "Bridge", "mtu": "MTU"}, width=12, height=8, empty="No interface"),
+        )),
+        Row("What it is", (
+            listing("Guest", "What the guest is and who owns it.",
+                    Query("max by (domain, uuid, title, type, os_type, arch, machine, project_name, user_name, flavor, "
+                          "instance_name, project_uuid, user_uuid) (libvirt_domain_info{@domain})"),
+                    Query("max by (domain) (libvirt_domain_info_virtual_cpus{@domain})", "vCPUs"),
+                    Query("max by (domain) (libvirt_domain_vcpu_maximum{@domain})", "vCPUs at most"),
+                    labels={"domain": "Guest", "uuid": "UUID", "title": "Title", "type": "Type", "os_type": "OS type",
+                            "arch": "Architecture", "machine": "Machine", "project_name": "Project",
+                            "user_name": "User", "flavor": "Flavour"},
+                    hidden=("instance_name", "project_uuid", "user_uuid"), height=5, empty="No guest"),
+        ), collapsed=True),
+    ))

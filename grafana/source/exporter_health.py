@@ -1,0 +1,71 @@
+"""Exporter and archive health: can I believe what I see?"""
+
+from __future__ import annotations
+
+from grafana.source.fleet import ALERTS
+from grafana.source.grid import ALARM, Dashboard, Query, Row, graph, listing, number, timeline, upper
+
+EXPORTER = Dashboard(
+    uid="virtgauge-exporter", title="virtgauge / Exporter and archive health", annotations=(ALERTS,),
+    description="Can I believe what I see? Scrapes, samples, calls that hang, and whether the archive keeps up.",
+    source="virtgauge_build_info",
+    rows=(
+        Row("Now", (
+            number("Exporters", "Exporters that Prometheus reaches, of those it should.", "percentunit",
+                   "avg(up{@host})", steps=((None, "red"), (1, "green"))),
+            number("libvirt", "Exporters whose libvirt answers.", "percentunit", "avg(libvirt_up{@host})",
+                   steps=((None, "red"), (1, "green"))),
+            number("Slowest scrape", "Seconds the slowest scrape takes. Prometheus gives up after its scrape timeout.",
+                   "s", "max(scrape_duration_seconds{@host})", steps=upper(2, 8)),
+            number("Oldest sample", "Age of the sample on the page; above the maximum age libvirt does not answer.",
+                   "s", "max(virtgauge_sample_age_seconds{@host})", steps=upper(15, 60)),
+            number("Stuck calls", "libvirt calls that were left to themselves: each is held by a hung guest.", "none",
+                   'sum(virtgauge_sampler_calls{@host,state="stuck"})', steps=ALARM),
+            number("Series", "Series on all pages.", "short", "sum(virtgauge_series{@host})"),
+        )),
+        Row("Scrapes", (
+            timeline("Reached by Prometheus", "Whether each exporter answered.", Query("up{@host}", "{{instance}}"),
+                     words={"1": ("up", "green"), "0": ("down", "red")}, width=12, height=6),
+            timeline("libvirt answers", "Whether libvirt answered each exporter.",
+                     Query("libvirt_up{@host}", "{{instance}}"), words={"1": ("up", "green"), "0": ("down", "red")},
+                     width=12, height=6),
+            graph("Scrape duration", "Seconds a scrape takes, as Prometheus sees it.", "s",
+                  Query("scrape_duration_seconds{@host}", "{{instance}}"), width=8),
+            graph("Series on the page", "A jump means guests or devices came or went; the size is what Prometheus "
+                  "stores.", "short", Query("virtgauge_series{@host}", "{{instance}}"), width=8),
+            graph("Series that came new", "New series in a scrape. Many at each scrape is churn: costly for "
+                  "Prometheus.", "short", Query("scrape_series_added{@host}", "{{instance}}"), width=8),
+        )),
+        Row("Sampling", (
+            graph("Age of the sample", "Seconds since the sample on the page was whole.", "s",
+                  Query("virtgauge_sample_age_seconds{@host}", "{{instance}}")),
+            graph("Samplings", "Samplings a second: about one an interval for each set of scrapers.", "ops",
+                  Query("rate(virtgauge_sampler_samples_total{@host}[$__rate_interval])", "{{instance}}")),
+            graph("Calls to libvirt", "Calls that are waited for, and calls left to themselves as stuck.", "none",
+                  Query("sum by (instance, state) (virtgauge_sampler_calls{@host})", "{{instance}} {{state}}")),
+            graph("Calls asked again, calls that came late", "Asked again: the first was late, so another connection "
+                  "asked. Came late: given up, and answered after all.", "ops",
+                  Query("rate(virtgauge_sampler_hedged_total{@host}[$__rate_interval])", "{{instance}} asked again"),
+                  Query("rate(virtgauge_sampler_late_total{@host}[$__rate_interval])", "{{instance}} came late")),
+            graph("Duration of each collector", "Seconds of each collector's calls, the slowest host. Collectors that "
+                  "share a bulk call share its time.", "s",
+                  Query("max by (collector) (libvirt_scrape_collector_duration_seconds{@host})", "{{collector}}")),
+            timeline("Success of each collector", "Whether each collector got all that it asked for, on every host.",
+                     Query("min by (collector) (libvirt_scrape_collector_success{@host})", "{{collector}}"),
+                     words={"1": ("all", "green"), "0": ("not all", "red")}, width=12),
+            listing("Guests answered in part", "Who, and why: monitor (QEMU hangs), job (a migration, save or snapshot "
+                    "holds it), agent, storage.",
+                    Query("max by (instance, domain, reason) (libvirt_domain_sample_incomplete_reason{@host})"),
+                    Query("max by (instance, domain) (libvirt_domain_monitor_busy_seconds{@host} > 0)", "Busy for", "s"),
+                    labels={"domain": "Guest", "reason": "Why", "instance": "Host"}, empty="All answered in full"),
+        )),
+        Row("The process", (
+            graph("CPU", "Share of a CPU the exporter itself uses.", "percentunit",
+                  Query("rate(process_cpu_seconds_total{@host}[$__rate_interval])", "{{instance}}"), width=8),
+            graph("Memory", "Resident bytes of the exporter.", "bytes",
+                  Query("process_resident_memory_bytes{@host}", "{{instance}}"), width=8),
+            graph("Open files", "Open files and sockets against the limit.", "short",
+                  Query("process_open_fds{@host}", "{{instance}}"),
+                  Query("process_max_fds{@host}", "{{instance}} limit"), dashed=".* limit", width=8),
+        )),
+    ))

@@ -1,0 +1,124 @@
+"""Fleet: which hosts and guests need me now?"""
+
+from __future__ import annotations
+
+from grafana.source.grid import (
+    ALARM,
+    RED,
+    Annotation,
+    Dashboard,
+    Query,
+    Row,
+    graph,
+    guest_link,
+    host_link,
+    listing,
+    number,
+    upper,
+)
+
+STARTS = Annotation("Guest started", "libvirt_domain_start_timestamp_seconds{@domain} * 1000", "{{domain}} started",
+                    "green", value_is_time=True)
+ALERTS = Annotation("Alerts", 'ALERTS{@host,alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"}',
+                    "{{alertname}} {{domain}}", RED, tags="alertname,severity,domain,instance")
+GUEST = {"instance": "Host", "domain": "Guest"}
+
+FLEET = Dashboard(
+    uid="virtgauge-fleet", title="virtgauge / Fleet", domains="many", annotations=(ALERTS,),
+    description="Which hosts and guests need me now? From here a click leads to the host, and from there to the guest.",
+    rows=(
+        Row("Now", (
+            number("Hosts", "Hosts whose exporter Prometheus reaches.", "none", "count(libvirt_up{@host})"),
+            number("Hosts without libvirt", "Exporters that run, whose libvirt does not answer.", "none",
+                   "sum(libvirt_up{@host} == bool 0)", steps=ALARM),
+            number("Guests running", "Running guests on all hosts chosen above.", "none",
+                   'sum(libvirt_domains{@host,state="running"})'),
+            number("Guests in trouble", "Guests that crashed, or are paused by an error rather than by somebody.",
+                   "none", 'count(libvirt_domain_state_reason{@domain,reason=~"io_error|watchdog|crashed|panicked|'
+                   'postcopy_failed|api_error|failed"}) or 0 * count(libvirt_up{@host})', steps=ALARM),
+            number("Guests answered in part", "Guests of whom libvirt gave only a part: hung, busy with a job, or their "
+                   "storage waits. Their missing figures are absent, never zero.", "none",
+                   "sum(libvirt_domain_sample_complete{@domain} == bool 0)", steps=upper(1)),
+            number("Alerts firing", "Alerts of virtgauge's rules that fire now.", "none",
+                   'count(ALERTS{@host,alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"}) or 0 * count(libvirt_up{@host})',
+                   steps=upper(1)),
+        )),
+        Row("Hosts", (
+            listing("Hosts", "One line a host. Steal is the worst of all its vCPUs; assigned memory is what balloons "
+                    "leave to guests now.",
+                    Query("max by (instance) (libvirt_up{@host})", "libvirt"),
+                    Query('sum by (instance) (libvirt_domains{@host,state="running"})', "Running"),
+                    Query("sum by (instance) (libvirt_domain_info_virtual_cpus{@host})", "vCPUs"),
+                    Query("sum by (instance) (libvirt_domain_cpu_usage_cores{@host})", "pCPUs in use"),
+                    Query("max by (instance) (libvirt_domain_vcpu_steal_ratio{@host})", "Worst steal", "percentunit",
+                          gauge=True),
+                    Query("sum by (instance) (libvirt_domain_info_memory_usage_bytes{@host})", "Assigned memory",
+                          "bytes"),
+                    Query("sum by (instance) (libvirt_domain_memory_stats_rss_bytes{@host})", "Resident memory", "bytes"),
+                    Query("sum by (instance) (1 - libvirt_domain_sample_complete{@host})", "In part"),
+                    labels={"instance": "Host"}, links={"instance": host_link("data.fields")}, sort="Worst steal"),
+        )),
+        Row("Who suffers", (
+            graph("CPU steal, worst ten", "Share of time a guest's worst vCPU was ready to run and had no pCPU.",
+                  "percentunit", Query("topk(10, max by (instance, domain) (libvirt_domain_vcpu_steal_ratio{@domain}))",
+                                       "{{domain}} on {{instance}}"), steps=upper(0.1, 0.3), link=guest_link(),
+                  empty="No steal measured"),
+            graph("Memory used by the guest, top ten", "What the guest itself says it uses of what it sees. Absent where "
+                  "a guest has no balloon driver or no stats period.", "percentunit",
+                  Query("topk(10, max by (instance, domain) (libvirt_domain_memory_used_ratio{@domain}))",
+                        "{{domain}} on {{instance}}"), steps=upper(0.9, 0.97), link=guest_link(), ratio=True,
+                  empty="No guest reports its memory"),
+            graph("Write latency, worst ten", "Mean seconds a write took, the worst disk of each guest; absent while "
+                  "there are no writes.", "s",
+                  Query("topk(10, max by (instance, domain) (libvirt_domain_block_write_latency_seconds{@domain}))",
+                        "{{domain}} on {{instance}}"), steps=upper(0.05, 0.2), link=guest_link(),
+                  empty="No writes"),
+            graph("Read latency, worst ten", "Mean seconds a read took, the worst disk of each guest; absent while "
+                  "there are no reads.", "s",
+                  Query("topk(10, max by (instance, domain) (libvirt_domain_block_read_latency_seconds{@domain}))",
+                        "{{domain}} on {{instance}}"), steps=upper(0.05, 0.2), link=guest_link(),
+                  empty="No reads"),
+        )),
+        Row("Who uses most", (
+            graph("CPU, top ten", "pCPUs in use, QEMU's own threads included.", "short",
+                  Query("topk(10, sum by (instance, domain) (libvirt_domain_cpu_usage_cores{@domain}))",
+                        "{{domain}} on {{instance}}"), link=guest_link()),
+            graph("Disk throughput, top ten", "Bytes a second read and written, all disks of a guest.", "binBps",
+                  Query("topk(10, sum by (instance, domain) (libvirt_domain_block_read_bytes_per_second{@domain} + "
+                        "libvirt_domain_block_write_bytes_per_second{@domain}))", "{{domain}} on {{instance}}"),
+                  link=guest_link()),
+            graph("Network throughput, top ten", "Bytes a second received and sent by a guest, all its interfaces.",
+                  "binBps", Query("topk(10, sum by (instance, domain) "
+                                  "(libvirt_domain_interface_receive_bytes_per_second{@domain} + "
+                                  "libvirt_domain_interface_transmit_bytes_per_second{@domain}))",
+                                  "{{domain}} on {{instance}}"), link=guest_link()),
+            graph("CPU of the fleet, against last week", "pCPUs in use by all guests, now and a week ago: the usual shape "
+                  "of a week shows what is unusual today.", "short",
+                  Query("sum(libvirt_domain_cpu_usage_cores{@domain})", "now"),
+                  Query("sum(libvirt_domain_cpu_usage_cores{@domain} offset 1w)", "a week ago"), dashed="a week ago"),
+        )),
+        Row("Inventory", (
+            graph("Guests by state", "How many guests are in each state, over all hosts.", "none",
+                  Query("sum by (state) (libvirt_domains{@host})", "{{state}}"), stacked=True, width=8, height=9),
+            listing("Guests", "Every guest that is known, with its owner where the XML names one.",
+                    Query("max by (instance, domain, title, type, machine, project_name, flavor, uuid) "
+                          "(libvirt_domain_info{@domain})"),
+                    labels={**GUEST, "title": "Title", "project_name": "Project", "flavor": "Flavour", "type": "Type",
+                            "machine": "Machine", "uuid": "UUID"},
+                    links={"domain": guest_link("data.fields"), "instance": host_link("data.fields")}, width=16),
+            listing("Alerts firing", "What fires now; the runbook of an alert is grafana/alerts/runbooks/ALERTNAME.md.",
+                    Query('ALERTS{@host,alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"}'),
+                    labels={"alertname": "Alert", "severity": "Severity", **GUEST}, hidden=("alertstate",),
+                    links={"domain": guest_link("data.fields")}, empty="No alert fires"),
+        )),
+        Row("Versions", (
+            listing("Versions", "What runs where; different versions in one fleet explain different behaviour.",
+                    Query("max by (instance, version, python_version) (virtgauge_build_info{@host})"),
+                    labels={"instance": "Host", "version": "virtgauge", "python_version": "Python"}, width=12),
+            listing("Hypervisor and libvirt", "Versions of the running hypervisor, the daemon and the client library.",
+                    Query("max by (instance, hypervisor_running, libvirtd_running, libvirt_library) "
+                          "(libvirt_versions_info{@host})"),
+                    labels={"instance": "Host", "hypervisor_running": "Hypervisor", "libvirtd_running": "libvirtd",
+                            "libvirt_library": "libvirt library"}, width=12),
+        ), collapsed=True),
+    ))
