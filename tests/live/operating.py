@@ -26,11 +26,11 @@ class Operator:
         self.executor = Executor(Session(uri), self.folders)
         self.trail = Trail(self.folders.trail)
 
-    def __call__(self, name: str, reference: str | None = None, **parameters: Any) -> Result:
-        return self.run(name, reference, parameters, Request(Actor("tester", "command line"), confirmed=reference))
+    def __call__(self, operation: str, reference: str | None = None, /, **parameters: Any) -> Result:
+        return self.run(operation, reference, parameters, Request(Actor("tester", "command line"), confirmed=reference))
 
-    def dry(self, name: str, reference: str | None = None, **parameters: Any) -> Result:
-        return self.run(name, reference, parameters, Request(Actor("tester", "command line"), dry_run=True))
+    def dry(self, operation: str, reference: str | None = None, /, **parameters: Any) -> Result:
+        return self.run(operation, reference, parameters, Request(Actor("tester", "command line"), dry_run=True))
 
     def run(self, name: str, reference: str | None, parameters: dict[str, Any], request: Request) -> Result:
         operation = OPERATIONS[name]

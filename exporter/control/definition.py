@@ -1,0 +1,375 @@
+"""Definitions: from typed fields or outside XML, compared, renamed, made persistent or transient, undefined."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Any, ClassVar
+from xml.etree import ElementTree
+
+import libvirt
+from pydantic import Field, JsonValue
+
+from exporter.control.allow_list import checked_domain_xml, parse
+from exporter.control.connection import Session
+from exporter.control.domain import DomainOperation, P, domain_state, is_state, live_state, subject_of
+from exporter.control.errors import InvalidError, RefusedError, UnsupportedError
+from exporter.control.folders import Folders
+from exporter.control.guest_fields import DomainName, GuestFields
+from exporter.control.guest_xml import console_file, guest_xml, host_type
+from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Role, State, Subject
+
+
+class _Defines(Operation[P]):
+    """What all ways of making a domain share: `_name`, `_uuid` and `_xml` tell what is to be made."""
+
+    noun = "domain"
+    area = "definition"
+    takes_subject = False
+    deadline_s = 60.0
+    boots: ClassVar[bool] = False
+
+    def _identity(self, parameters: P) -> tuple[str, str | None]:
+        """Name, and UUID where one is given."""
+        raise NotImplementedError
+
+    def _xml(self, call: Call, parameters: P, kind: str) -> str:
+        raise NotImplementedError
+
+    def _replaces(self, parameters: P) -> bool:
+        return False
+
+    def _paused(self, parameters: P) -> bool:
+        return False
+
+    def _validates(self) -> bool:
+        return False
+
+    def find(self, session: Session, reference: str | None, parameters: P) -> Subject:
+        name, uuid = self._identity(parameters)
+        existing = _existing(session, name, uuid)
+        if existing is not None:
+            return subject_of(existing)
+        key = f"domain-{uuid}" if uuid else f"domain-name-{name}"
+        return Subject(kind="domain", key=key, name=name, uuid=uuid, exists=False)
+
+    def state(self, call: Call, parameters: P) -> State:
+        return domain_state(call.subject.handle) if call.subject.exists else {"state": "not defined"}
+
+    def check(self, call: Call, parameters: P) -> None:
+        name, uuid = self._identity(parameters)
+        found = call.subject
+        if getattr(parameters, "bootloader", None) and call.session.driver == "QEMU":
+            raise UnsupportedError(
+                "QEMU has no host bootloader (pygrub is Xen's)", next_step="boot a disk, or give a kernel and initrd"
+            )
+        if not found.exists:
+            return
+        if self.boots:
+            raise RefusedError(f"there is a domain {found.name} already", next_step="choose another name")
+        if uuid and uuid != found.uuid:
+            raise RefusedError(f"{name} is the name of domain {found.uuid}", next_step="choose another name or UUID")
+        if found.name != name:
+            raise RefusedError(f"UUID {uuid} is domain {found.name}", next_step="rename that, or choose another UUID")
+        if not self._replaces(parameters):
+            raise RefusedError(f"domain {name} is defined already", next_step="give --replace to change its definition")
+
+    def plan(self, call: Call, parameters: P) -> Plan:
+        wanted = self._xml(call, parameters, host_type(call.session))
+        now = _inactive_xml(call.subject.handle) if call.subject.exists else ""
+        warnings = ["it runs: the new definition counts from its next boot"] if _runs(call.subject) else []
+        step = "create it transient and boot it" if self.boots else "define it"
+        return Plan(state=self.state(call, parameters), steps=[step], diff=_diff(now, wanted), warnings=warnings)
+
+    def act(self, call: Call, parameters: P) -> None:
+        xml = self._xml(call, parameters, host_type(call.session))
+        _prepare_console(call.folders, xml)
+        connection = call.session.connection
+        if self.boots:
+            flags = libvirt.VIR_DOMAIN_START_PAUSED if self._paused(parameters) else 0
+            flags |= libvirt.VIR_DOMAIN_START_VALIDATE if self._validates() else 0
+            made = connection.createXML(xml, flags)
+        else:
+            flags = libvirt.VIR_DOMAIN_DEFINE_VALIDATE if self._validates() else 0
+            made = connection.defineXMLFlags(xml, flags) if flags else connection.defineXML(xml)
+        call.details["uuid"] = made.UUIDString()
+        call.details["id"] = made.ID() if self.boots else None
+
+    def verify(self, call: Call, parameters: P) -> None:
+        # Raises libvirt's own "no such domain" where it is not there.
+        call.session.connection.lookupByUUIDString(call.details["uuid"])
+
+    def after(self, call: Call, parameters: P) -> State:
+        return domain_state(call.session.connection.lookupByUUIDString(call.details["uuid"]))
+
+
+class DefineParameters(GuestFields):
+    replace: bool = Field(default=False, description="Change the definition of a domain of that name.")
+
+
+class Define(_Defines[DefineParameters]):
+    verb = "define"
+    summary = "Defines a domain from fields, without starting it."
+    parameters = DefineParameters
+
+    def _identity(self, parameters: DefineParameters) -> tuple[str, str | None]:
+        return parameters.name, parameters.uuid
+
+    def _replaces(self, parameters: DefineParameters) -> bool:
+        return parameters.replace
+
+    def _xml(self, call: Call, parameters: DefineParameters, kind: str) -> str:
+        return guest_xml(parameters, call.folders, kind, call.subject.uuid)
+
+
+class CreateParameters(GuestFields):
+    paused: bool = Field(default=False, description="Start with the CPUs stopped.")
+
+
+class Create(_Defines[CreateParameters]):
+    verb = "create"
+    summary = "Creates a transient domain from fields and boots it; it is gone when it stops."
+    parameters = CreateParameters
+    boots = True
+
+    def _identity(self, parameters: CreateParameters) -> tuple[str, str | None]:
+        return parameters.name, parameters.uuid
+
+    def _paused(self, parameters: CreateParameters) -> bool:
+        return parameters.paused
+
+    def _xml(self, call: Call, parameters: CreateParameters, kind: str) -> str:
+        return guest_xml(parameters, call.folders, kind, call.subject.uuid)
+
+
+class DefineXmlParameters(Parameters):
+    xml: str = Field(description="libvirt's <domain> XML; checked against the allow-list.")
+    replace: bool = Field(default=False, description="Change the definition of a domain of that name.")
+
+
+class CreateXmlParameters(Parameters):
+    xml: str = Field(description="libvirt's <domain> XML; checked against the allow-list.")
+    paused: bool = Field(default=False, description="Start with the CPUs stopped.")
+
+
+class _DefinesXml(_Defines[P]):
+    """From outside XML: the right of administrators, through the allow-list, validated by libvirt's schema."""
+
+    role = Role.ADMIN
+
+    def _validates(self) -> bool:
+        return True
+
+    def _identity(self, parameters: P) -> tuple[str, str | None]:
+        # The first look, before the allow-list knows the folders: only for the name and UUID.
+        return _identity_of(parameters.xml)  # type: ignore[attr-defined]
+
+    def _xml(self, call: Call, parameters: P, kind: str) -> str:
+        root = checked_domain_xml(parameters.xml, call.folders)  # type: ignore[attr-defined]
+        if root.find("uuid") is None and call.subject.uuid:
+            ElementTree.SubElement(root, "uuid").text = call.subject.uuid
+        return ElementTree.tostring(root, encoding="unicode")
+
+    def check(self, call: Call, parameters: P) -> None:
+        checked_domain_xml(parameters.xml, call.folders)  # type: ignore[attr-defined]
+        super().check(call, parameters)
+
+    def audited(self, parameters: P) -> dict[str, JsonValue]:
+        return {"xml_characters": len(parameters.xml)}  # type: ignore[attr-defined]
+
+
+class DefineXml(_DefinesXml[DefineXmlParameters]):
+    verb = "define-xml"
+    summary = "Defines a domain from libvirt's XML, as far as the allow-list goes."
+    parameters = DefineXmlParameters
+
+    def _replaces(self, parameters: DefineXmlParameters) -> bool:
+        return parameters.replace
+
+
+class CreateXml(_DefinesXml[CreateXmlParameters]):
+    verb = "create-xml"
+    summary = "Creates a transient domain from libvirt's XML, as far as the allow-list goes, and boots it."
+    parameters = CreateXmlParameters
+    boots = True
+
+    def _paused(self, parameters: CreateXmlParameters) -> bool:
+        return parameters.paused
+
+
+class Compare(DomainOperation[NoParameters]):
+    """`details.diff`: what the next boot changes; `details.differs`."""
+
+    verb = "compare"
+    area = "definition"
+    summary = "Compares the running configuration with the one of the next boot."
+    role = Role.READER
+    reads = True
+
+    def state(self, call: Call, parameters: NoParameters) -> State:
+        handle = call.subject.handle
+        if not (handle.isActive() and handle.isPersistent()):
+            what = "is not running" if not handle.isActive() else "is transient"
+            raise RefusedError(f"domain {call.subject.name} {what}: there are no two to compare", next_step="see xml")
+        # The migratable form leaves out what libvirt adds to a running one (aliases, labels, addresses of ptys).
+        live = _comparable(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE))
+        diff = _diff(live, _comparable(_inactive_xml(handle)), "running", "next boot")
+        return {"differs": bool(diff), "diff": diff}
+
+
+class MakePersistent(DomainOperation[NoParameters]):
+    verb = "make-persistent"
+    area = "definition"
+    summary = "Defines a running transient domain, so that it outlives its stop."
+
+    def plan(self, call: Call, parameters: NoParameters) -> Plan:
+        handle = call.subject.handle
+        return Plan(
+            state=domain_state(handle), steps=["define its running configuration"],
+            nothing_to_do=bool(handle.isPersistent()),
+        )  # fmt: skip
+
+    def act(self, call: Call, parameters: NoParameters) -> None:
+        # Its own XML goes back to where it came from, with its secrets; it is shown to nobody.
+        flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE
+        call.session.connection.defineXML(call.subject.handle.XMLDesc(flags))
+
+
+class UndefineParameters(Parameters):
+    while_running: bool = Field(default=False, description="Let a running one become transient.")
+    managed_save: bool = Field(default=False, description="Remove its managed save image too.")
+    snapshots: bool = Field(default=False, description="Remove its snapshots' metadata too.")
+    nvram: bool = Field(default=False, description="Remove its UEFI variables too.")
+
+
+class Undefine(DomainOperation[UndefineParameters]):
+    verb = "undefine"
+    area = "definition"
+    summary = "Removes a domain's definition; its companions only where each is named."
+    parameters = UndefineParameters
+    destructive = True
+
+    def check(self, call: Call, parameters: UndefineParameters) -> None:
+        handle, name = call.subject.handle, call.subject.name
+        if not handle.isPersistent():
+            raise RefusedError(f"domain {name} is transient: it has no definition", next_step="destroy it")
+        if handle.isActive() and not parameters.while_running:
+            raise RefusedError(
+                f"domain {name} is {live_state(handle)}", next_step="stop it first, or give --while-running"
+            )
+        for what, there, flag in (
+            ("a managed save image", domain_state(handle).get("managed_save"), parameters.managed_save),
+            ("snapshots", _snapshots(handle), parameters.snapshots),
+        ):
+            if there and not flag:
+                word = "managed-save" if "save" in what else "snapshots"
+                raise RefusedError(f"domain {name} has {what}", next_step=f"give --{word} to remove it too")
+
+    def plan(self, call: Call, parameters: UndefineParameters) -> Plan:
+        handle = call.subject.handle
+        state = domain_state(handle)
+        lost = ["its definition"]
+        lost += ["the guest's memory in its managed save"] if state.get("managed_save") else []
+        lost += [f"{_snapshots(handle)} snapshots' metadata"] if _snapshots(handle) else []
+        lost += ["its UEFI variables"] if parameters.nvram else []
+        return Plan(state=state, steps=["undefine it"], diff=_diff(_inactive_xml(handle), ""), lost=lost)
+
+    def act(self, call: Call, parameters: UndefineParameters) -> None:
+        flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE if parameters.managed_save else 0
+        flags |= libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA if parameters.snapshots else 0
+        flags |= libvirt.VIR_DOMAIN_UNDEFINE_NVRAM if parameters.nvram else 0
+        call.subject.handle.undefineFlags(flags)
+
+
+class RenameParameters(Parameters):
+    new_name: DomainName = Field(description="The name it is to have.")
+
+
+class Rename(DomainOperation[RenameParameters]):
+    verb = "rename"
+    area = "definition"
+    summary = "Gives a domain that is not running another name."
+    parameters = RenameParameters
+
+    def check(self, call: Call, parameters: RenameParameters) -> None:
+        if call.subject.name == parameters.new_name:
+            return
+        if not is_state(call.subject.handle, "shutoff"):
+            raise RefusedError(f"domain {call.subject.name} is running", next_step="shut it down first")
+        if _existing(call.session, parameters.new_name, None) is not None:
+            raise RefusedError(f"there is a domain {parameters.new_name} already", next_step="choose another name")
+
+    def plan(self, call: Call, parameters: RenameParameters) -> Plan:
+        return Plan(
+            state=domain_state(call.subject.handle),
+            steps=[f"rename {call.subject.name} to {parameters.new_name}"],
+            nothing_to_do=call.subject.name == parameters.new_name,
+        )
+
+    def act(self, call: Call, parameters: RenameParameters) -> None:
+        call.subject.handle.rename(parameters.new_name, 0)
+
+    def after(self, call: Call, parameters: RenameParameters) -> State:
+        return domain_state(call.session.connection.lookupByUUIDString(call.subject.uuid))
+
+
+def _existing(session: Session, name: str, uuid: str | None) -> Any:
+    connection = session.connection
+    for look, word in ((connection.lookupByUUIDString, uuid), (connection.lookupByName, name)):
+        if word:
+            try:
+                return look(word)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                    raise
+    return None
+
+
+def _identity_of(xml: str) -> tuple[str, str | None]:
+    root, _lines = parse(xml)
+    name, uuid = (root.findtext("name") or "").strip(), (root.findtext("uuid") or "").strip()
+    if not name or not name.isprintable():
+        raise InvalidError("the XML gives the domain no name", next_step="add <name>")
+    return name, uuid.lower() or None
+
+
+def _prepare_console(folders: Folders, xml: str) -> None:
+    """libvirt's log daemon does not make folders."""
+    uuid = ElementTree.fromstring(xml).findtext("uuid") or ""
+    file = console_file(folders, uuid)
+    if str(file) in xml:
+        folders.private(file.parent)
+        # Our own open: what is read later was made by us, whoever writes to it.
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+
+def _runs(subject: Subject) -> bool:
+    return subject.exists and bool(subject.handle.isActive())
+
+
+def _inactive_xml(handle: Any) -> str:
+    return str(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+
+def _comparable(xml: str) -> str:
+    root = ElementTree.fromstring(xml)
+    root.attrib.pop("id", None)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _diff(now: str, wanted: str, was: str = "now", then: str = "then") -> str:
+    lines = difflib.unified_diff(now.splitlines(), wanted.splitlines(), was, then, lineterm="")
+    return "\n".join(lines)
+
+
+def _snapshots(handle: Any) -> int:
+    try:
+        return int(handle.snapshotNum())
+    except libvirt.libvirtError:
+        return 0
+
+
+OPERATIONS: tuple[Operation[Any], ...] = (
+    Define(), Create(), DefineXml(), CreateXml(), Compare(), MakePersistent(), Undefine(), Rename()
+)  # fmt: skip
