@@ -7,7 +7,31 @@ from __future__ import annotations
 
 from typing import Any
 
+_SAVED = "6695eb01-f6a4-8304-79aa-97f2502e193f-20261122T221500Z-1a2b3c4d"
+_GUEST: dict[str, Any] = {
+    "name": "web1",
+    "memory_mib": 2048,
+    "vcpus": 2,
+    "disks": [{"file": "/var/lib/libvirt/images/web1.qcow2", "format": "qcow2"}],
+    "interfaces": [{"network": "default"}],
+}
+_XML = "<domain type='kvm'><name>web1</name><memory unit='MiB'>512</memory><os><type>hvm</type></os></domain>"
+
 EXAMPLES: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "domain.list": (None, {"which": "active"}),
+    "domain.define": (None, _GUEST),
+    "domain.create": (None, _GUEST),
+    "domain.define-xml": (None, {"xml": _XML}),
+    "domain.create-xml": (None, {"xml": _XML}),
+    "domain.rename": ("web1", {"new_name": "www1"}),
+    "domain.undefine": ("web1", {"managed_save": True}),
+    "domain.shutdown": ("web1", {"acpi_timeout_s": 120}),
+    "domain.save": ("web1", {"comment": "before the upgrade"}),
+    "saved.list": (None, {}),
+    "saved.show": (_SAVED, {}),
+    "saved.restore": (_SAVED, {"then": "running"}),
+    "saved.adopt": (_SAVED, {}),
+    "saved.remove": (_SAVED, {}),
     "interface.show": ("52:54:00:1A:2B:3C", {}),
     "interface.device-show": ("eth0", {}),
     "interface.list": (None, {"active": True}),
