@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -223,7 +223,7 @@ class Invocation:
         """In a thread of its own, so that Ctrl-C asks it to stop instead of cutting it off in the middle."""
         outcome: list[Result | BaseException] = []
         with _progress(self.operation) as told:
-            asked = Request(**{**request.__dict__, "progress": told})
+            asked = replace(request, progress=told)
             address = own_connectivity.ssh_address(os.environ)
 
             def work() -> None:

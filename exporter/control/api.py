@@ -44,6 +44,8 @@ from exporter.tokens import Principal, Role
 READ_S = 25.0
 # A short operation that takes longer is answered with 202 and its job, within the answer limit of the access layer.
 SHORT_S = 20.0
+# A long one that is refused at once is answered as refused, not with a job that says so.
+REFUSED_S = 1.0
 _MOST_JOBS_LISTED = 200
 EXEMPT = ("/-/healthy", "/-/ready", "/api/v1/openapi.json")
 
@@ -128,9 +130,10 @@ class _Endpoints:
             if earlier is not None:
                 return self._answered(earlier)
         future = self._begun(job, operation, subject.uuid or reference, parameters, order)
-        if operation.long_running or "respond-async" in request.headers.get("prefer", ""):
+        if "respond-async" in request.headers.get("prefer", ""):
             return self._answered(job)
-        done, _ = await asyncio.wait([asyncio.wrap_future(future)], timeout=SHORT_S)
+        timeout_s = REFUSED_S if operation.long_running else SHORT_S
+        done, _ = await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout_s)
         return self._answered(done.pop().result() if done else job)
 
     def _begun(

@@ -7,6 +7,7 @@ must not keep the service from stopping. The number of running operations is bou
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -63,11 +64,12 @@ class Runner:
     ) -> Future[Job]:
         """Runs what may change something; the job on disk follows. Raises UnreachableError where too much runs."""
         cancelled = request.cancelled or threading.Event()
+        asked = dataclasses.replace(request, cancelled=cancelled)
 
         def work() -> Job:
             self.metrics.began()
             try:
-                return self._done(job, operation, reference, parameters, request)
+                return self._done(job, operation, reference, parameters, asked)
             finally:
                 self.metrics.ended()
                 with self._lock:
@@ -105,7 +107,7 @@ class Runner:
             self.jobs.save(job)
 
         try:
-            asked = Request(**{**request.__dict__, "progress": told})
+            asked = dataclasses.replace(request, progress=told)
             result = self._counted(operation, reference, parameters, asked)
         except ControlError as error:
             return self.jobs.finish(job, "failed", error.http_status, control_problem(error))

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 
 import pytest
 
@@ -24,8 +19,8 @@ from exporter.control.openapi import openapi_document, operation_path
 from exporter.control.operation import Role
 from exporter.control.operations import OPERATIONS, by_name
 from exporter.control.request_parameters import parse_parameters
-from exporter.token_changes import create_token
 from exporter.tokens import Role as TokenRole
+from tests.control_service import ControlService
 
 NODE = """<node>
 <interface type='ethernet' name='lan0'><mac address='52:54:00:AA:BB:01'/></interface>
@@ -33,88 +28,14 @@ NODE = """<node>
 <memory>8192</memory><os><type>hvm</type></os></domain>
 <domain type='test'><name>db1</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e1940</uuid>
 <memory>8192</memory><os><type>hvm</type></os></domain></node>"""
-PROGRAM = [sys.executable, "-c", "from exporter.cli import main; main()"]
-
-
-class Service:
-    """A running control service."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.state = folder / "state"
-        self.state.mkdir(mode=0o700)
-        (folder / "node.xml").write_text(NODE)
-        self.uri = f"test://{folder}/node.xml"
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("VIRTGAUGE_")}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.tokens = {role: self.token(role, role, "*") for role in ("reader", "operator", "admin")}
-        self.tokens["web"] = self.token("web", "admin", "web*")
-        self.process = None
-
-    def run(self, *words):
-        command = [*PROGRAM, *words, "--state.directory", str(self.state)]
-        return subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60, check=False)
-
-    def token(self, name, role, domain):
-        file = self.state / "tokens.yml"
-        return create_token(file, name, TokenRole.parse(role), (domain,), datetime.now(UTC), None)[1]
-
-    def start(self):
-        self.log = (self.folder / "log").open("ab")
-        self.process = subprocess.Popen(
-            [*PROGRAM, "control", "serve", "--control.listen-address", f"127.0.0.1:{self.port}", "--libvirt.uri",
-             self.uri, "--state.directory", str(self.state)],
-            env=self.environment, stderr=self.log, stdout=self.log,
-        )  # fmt: skip
-        end_s = time.monotonic() + 60
-        while time.monotonic() < end_s:
-            try:
-                if self.ask("GET", "/-/ready", token=None)[0] == 200:
-                    return self
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError((self.folder / "log").read_text())
-
-    def stop(self, number=signal.SIGTERM):
-        if self.process is not None:
-            self.process.send_signal(number)
-            status = self.process.wait(30)
-            self.log.close()
-            self.process = None
-            return status
-        return None
-
-    def ask(self, method, path, body=None, token="admin", **headers):
-        if token is not None:
-            headers["Authorization"] = f"Bearer {self.tokens.get(token, token)}"
-        headers = {name.replace("_", "-"): value for name, value in headers.items()}
-        if isinstance(body, dict):
-            body, headers = json.dumps(body), {"Content-Type": "application/json", **headers}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            content = answer.read()
-        finally:
-            connection.close()
-        self.headers = answer.headers
-        is_json = "json" in answer.headers.get("content-type", "")
-        return answer.status, json.loads(content) if is_json else content.decode()
-
-    def problem(self, *words, **more):
-        status, document = self.ask(*words, **more)
-        assert self.headers["content-type"] == "application/problem+json"
-        assert document["status"] == status
-        assert document["type"].startswith("urn:virtgauge:problem:")
-        assert document["detail"]
-        return status, document["type"].rpartition(":")[2]
+def new_service(folder):
+    (folder / "node.xml").write_text(NODE)
+    return ControlService(folder, f"test://{folder}/node.xml")
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    service = Service(tmp_path_factory.mktemp("control")).start()
+    service = new_service(tmp_path_factory.mktemp("control")).start()
     yield service
     assert service.stop() in (0, None)
 
@@ -148,7 +69,6 @@ def test_reading(service):
         ("POST", "/api/v1/interfaces:define-vlan", {"params": {}}, 422, "invalid"),
         ("POST", "/api/v1/interfaces:define-vlan", "{", 422, "invalid"),
         ("POST", "/api/v1/interfaces:begin", "[" * 100_000, 422, "invalid"),
-        ("POST", "/api/v1/interfaces:begin", "x" * (1 << 21), 413, "too-large"),
         ("POST", "/api/v1/interfaces:commit", {}, 409, "refused"),
         ("POST", "/api/v1/interfaces/lan0/undefine", {"parameters": {"commit": True}}, 428, "unconfirmed"),
         ("POST", "/api/v1/interfaces/lan0/undefine", {"parameters": {"commit": True}, "confirm": "x"}, 428,
@@ -164,6 +84,10 @@ def test_errors_are_problem_details(service, method, path, body, status, kind):
 def test_a_body_must_say_that_it_is_json(service):
     # A form of a hostile page can send text/plain with the browser's own rights, but no application/json.
     assert service.problem("POST", "/api/v1/interfaces:begin", "{}", Content_Type="text/plain") == (422, "invalid")
+
+
+def test_a_body_above_a_mebibyte_is_refused_before_it_comes(service):
+    assert service.problem("POST", "/api/v1/interfaces:begin", Content_Length="2000000") == (413, "too-large")
 
 
 @pytest.mark.parametrize("token", [None, "nonsense", "vgt_000000000000_" + "A" * 43])
@@ -232,21 +156,11 @@ def test_a_job_is_answered_at_once_where_asked(service):
         Prefer="respond-async",
     )  # fmt: skip
     assert (status, job["state"]) == (202, "running")
-    done = finished(service, service.headers["location"])
+    done = service.finished(service.headers["location"])
     assert (done["state"], done["status"], done["outcome"]["changed"]) == ("succeeded", 200, True)
     assert any(one["id"] == job["id"] for one in service.ask("GET", "/api/v1/jobs")[1]["jobs"])
     assert service.problem("GET", f"/api/v1/jobs/{job['id']}", token="web") == (404, "not-found")
     assert service.problem("POST", f"/api/v1/jobs/{job['id']}/cancel", {}) == (409, "refused")
-
-
-def finished(service, location):
-    end_s = time.monotonic() + 60
-    while True:
-        status, job = service.ask("GET", location)
-        if job["state"] != "running":
-            return job
-        assert (status, time.monotonic() < end_s) == (200, True)
-        time.sleep(0.1)
 
 
 def test_an_idempotency_key_does_it_once_even_for_many_at_once(service):
@@ -260,7 +174,7 @@ def test_an_idempotency_key_does_it_once_even_for_many_at_once(service):
     assert {status for status, _ in answers} <= {200, 202}
     jobs = [job for job in service.ask("GET", "/api/v1/jobs")[1]["jobs"] if job["reference"] == "lan0.13"]
     assert len(jobs) == 1
-    assert finished(service, f"/api/v1/jobs/{jobs[0]['id']}")["state"] == "succeeded"
+    assert service.finished(f"/api/v1/jobs/{jobs[0]['id']}")["state"] == "succeeded"
     again = ask(0)
     assert (again[0], again[1]["audit"]) == (200, ask(0)[1]["audit"])
     other = {"parameters": {"parent": "lan0", "tag": 14, "commit": True}}
@@ -301,7 +215,7 @@ def test_the_command_line_and_the_api_exclude_each_other(service):
 
 
 def test_a_service_killed_in_the_middle_says_so_and_repeats_nothing(tmp_path):
-    service = Service(tmp_path).start()
+    service = new_service(tmp_path).start()
     lock = Locks(Folders(service.state / "control")).acquire(LOCK_KEY, "the test's lock")
     body = {"parameters": {"parent": "lan0", "tag": 16, "commit": True}, "wait_s": 30}
     ask = ("POST", "/api/v1/interfaces:define-vlan", body)
@@ -311,7 +225,7 @@ def test_a_service_killed_in_the_middle_says_so_and_repeats_nothing(tmp_path):
         service.stop(signal.SIGKILL)
         lock.release()
         service.start()
-        job = finished(service, location)
+        job = service.finished(location)
         assert (job["state"], job["outcome"]["outcome_unknown"]) == ("interrupted", True)
         assert service.problem(*ask, Idempotency_Key="k") == (500, "interrupted")
         assert "lan0.16" not in names(service)
