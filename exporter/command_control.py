@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from collectors import COLLECTORS
 from exporter.config import Settings
 from exporter.control.audit import Trail
 from exporter.logs import configure_logging
@@ -90,8 +91,7 @@ def _audit() -> click.Command:
 
 
 def _loaded(flags: dict[str, object]) -> Settings:
-    from exporter.service import collector_defaults
-
+    collectors = {collector.name: collector.default for collector in COLLECTORS}
     return load_settings(
-        Settings, flags=flags, environ=os.environ, collectors=collector_defaults(), is_root=os.geteuid() == 0
+        Settings, flags=flags, environ=os.environ, collectors=collectors, is_root=os.geteuid() == 0
     )

@@ -1,4 +1,4 @@
-"""`virtgauge domain VERB`, `virtgauge interface VERB`: the control operations on the command line.
+"""`virtgauge domain VERB`, `virtgauge interface VERB`, `virtgauge saved VERB`: the control operations on the command line.
 
 Generated from the operations' typed parameters; runs them itself, with the caller's rights on libvirt's socket.
 Exit status: 0 done, 2 usage, 3 refused by the state, 4 not found, 5 busy or timed out, 6 not supported by this
@@ -20,6 +20,7 @@ from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from collectors import COLLECTORS
 from exporter.config import Settings
 from exporter.control import own_connectivity
 from exporter.control.connection import Session
@@ -59,6 +60,11 @@ def build_domain() -> click.Command:
 def build_interface() -> click.Command:
     """`virtgauge interface`."""
     return group("interface", "Look at the host's network interfaces, and change them with a way back.")
+
+
+def build_saved() -> click.Command:
+    """`virtgauge saved`."""
+    return group("saved", "Look at saved guests, check their images, and restore them.")
 
 
 def group(noun: str, help_text: str) -> click.Group:
@@ -161,12 +167,11 @@ class Invocation:
     @classmethod
     def of(cls, operation: AnyOperation, common: Mapping[str, Any]) -> Invocation:
         """From the common flags; reads the settings, connects to nothing yet. Raises SettingsError."""
-        from exporter.service import collector_defaults
-
         names = {"libvirt.uri": "libvirt_uri", "state.directory": "state_directory", "config.file": "config_file"}
         flags = {key: common.get(name) for key, name in names.items()}
+        collectors = {collector.name: collector.default for collector in COLLECTORS}
         settings = load_settings(
-            Settings, flags=flags, environ=os.environ, collectors=collector_defaults(), is_root=os.geteuid() == 0
+            Settings, flags=flags, environ=os.environ, collectors=collectors, is_root=os.geteuid() == 0
         )
         # Reading needs no right to change, so it does not ask for one.
         session = Session(settings.libvirt.uri, read_only=operation.reads)
