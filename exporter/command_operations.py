@@ -1,4 +1,4 @@
-"""`virtgauge domain VERB`, `virtgauge interface VERB`, `virtgauge saved VERB`: the control operations on the command line.
+"""`virtgauge domain|interface|saved VERB`: the control operations on the command line.
 
 Generated from the operations' typed parameters; runs them itself, with the caller's rights on libvirt's socket.
 Exit status: 0 done, 2 usage, 3 refused by the state, 4 not found, 5 busy or timed out, 6 not supported by this

@@ -80,16 +80,18 @@ class GuestFields(Parameters):
 
     name: DomainName
     uuid: Annotated[str, AfterValidator(_uuid)] | None = Field(default=None, description="Made up where not given.")
-    title: OneLine = ""
-    description: OneLine = ""
+    title: OneLine = Field(default="", description="A short text that people see beside the name.")
+    description: OneLine = Field(default="", description="A longer text about the guest.")
     type: Literal["kvm", "qemu", "xen", "test"] | None = Field(
         default=None, description="Virtualization; kvm where the host offers it, else qemu (software)."
     )
     memory_mib: int = Field(ge=1, le=16 << 20, description="Memory.")
-    vcpus: int = Field(default=1, ge=1, le=4096)
+    vcpus: int = Field(default=1, ge=1, le=4096, description="Virtual CPUs.")
     machine: Word | None = Field(default=None, description="Machine type, like q35 or pc.")
-    cpu_mode: Literal["host-model", "host-passthrough", "maximum"] | None = None
-    firmware: Literal["bios", "efi"] = "bios"
+    cpu_mode: Literal["host-model", "host-passthrough", "maximum"] | None = Field(
+        default=None, description="The CPU the guest sees; the hypervisor's own choice where not given."
+    )
+    firmware: Literal["bios", "efi"] = Field(default="bios", description="What the guest boots with.")
     boot: tuple[Literal["hd", "cdrom", "network"], ...] = Field(
         default=(), max_length=3, description="Boot order; by default what the guest has: disk, CD-ROM, network."
     )
@@ -97,15 +99,17 @@ class GuestFields(Parameters):
     cdrom: HostPath | None = Field(default=None, description="An ISO image; '' is an empty drive.")
     interfaces: tuple[GuestInterface, ...] = Field(default=(), max_length=24, description="As JSON objects.")
     kernel: HostPath | None = Field(default=None, description="A kernel to boot directly.")
-    initrd: HostPath | None = None
+    initrd: HostPath | None = Field(default=None, description="The initial file system of the kernel.")
     cmdline: OneLine = Field(default="", description="The kernel's command line.")
     # By name, not by path: it is a program that the host runs.
     bootloader: Literal["pygrub"] | None = Field(default=None, description="A host bootloader (Xen only).")
-    bootloader_args: OneLine = ""
+    bootloader_args: OneLine = Field(default="", description="Arguments of the host bootloader.")
     agent: bool = Field(default=True, description="A channel for the guest agent.")
     console_log: bool = Field(default=True, description="Keep what the guest says on its serial port in a file.")
     vnc: bool = Field(default=False, description="A VNC display on the loopback address.")
-    on_crash: Literal["destroy", "restart", "preserve"] = "destroy"
+    on_crash: Literal["destroy", "restart", "preserve"] = Field(
+        default="destroy", description="What becomes of the guest after a panic."
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
