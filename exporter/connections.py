@@ -259,15 +259,9 @@ class Acceptor:
             return
         except asyncio.CancelledError:
             return
-        if context and not self._may_enter(transport.get_extra_info("peercert")):
+        if context and not has_allowed_name(transport.get_extra_info("peercert"), self.allowed_names()):
             self.crowd.refusals.count("client_certificate")
             protocol.abort()
-
-    def _may_enter(self, certificate: dict[str, Any] | None) -> bool:
-        try:
-            return has_allowed_name(certificate, self.allowed_names())
-        except Exception:  # noqa: BLE001  # whatever is wrong with the file: nobody enters by it
-            return False
 
 
 def _set_options(connection: socket.socket) -> None:

@@ -140,7 +140,9 @@ def _problem(detail: ErrorDetails, given: Mapping[str, Given], known: Mapping[st
     if key not in known:
         return f"{key}: {cause}; correct it"
     setting, origin = known[key], given[key].origin if key in given else "default"
-    got = "a value that is not shown" if setting.secret else _shown(detail["input"])
+    # A malformed URI is not shown either: nobody knows where in it the password is.
+    hidden = setting.secret or setting.may_hold_password
+    got = "a value that is not shown" if hidden else _shown(detail["input"])
     return f"{key} ({origin}): {got} {cause}; correct it or leave it out for the default ({setting.default_text})"
 
 

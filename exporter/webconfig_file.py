@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 from exporter.webconfig import WebConfig, WebConfigError, describe, read_webconfig
@@ -28,6 +29,7 @@ class WebConfigFile:
         self._context: ssl.SSLContext | None = None
         self._context_of: tuple[object, ...] = ()
         self._told = ""
+        self._allowed = self._config.tls_server_config.client_allowed_sans
         #: Whether TLS is on. Fixed at the start, as in the toolkit: a socket does not change its protocol.
         self.tls = self._config.tls_server_config.wanted
         if self.tls:
@@ -76,8 +78,13 @@ class WebConfigFile:
         return self._context
 
     def allowed_names(self) -> tuple[str, ...]:
-        """The names of which a client's certificate must have one; empty where any will do."""
-        return self.config().tls_server_config.client_allowed_sans
+        """The names of which a client's certificate must have one; empty where any will do. Raises nothing.
+
+        Where the file is broken, those of before: who enters by them gets a 500.
+        """
+        with suppress(WebConfigError):
+            self._allowed = self.config().tls_server_config.client_allowed_sans
+        return self._allowed
 
     def _tls_files(self) -> tuple[object, ...]:
         assert isinstance(self._config, WebConfig)

@@ -268,6 +268,14 @@ def test_client_certificates(web):
     assert web.refusals["client_certificate"] == 1
 
 
+def test_a_broken_file_is_500_over_tls_too(web):
+    web.write(tls_server_config=CLIENTS | {"client_allowed_sans": ["10.0.0.7"]})
+    with web.serving() as port:
+        web.write(nonsense=1)
+        assert web.ask(port, context=web.trusting("client")).status == 500
+        assert refused(web, port, "unnamed")
+
+
 def serial(port, context):
     with closing(http.client.HTTPSConnection("localhost", port, timeout=30, context=context)) as connection:
         connection.connect()
