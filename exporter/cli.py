@@ -34,6 +34,7 @@ COMMANDS = {
     "history": _Entry("exporter.command_history:build", "Show what a guest did: table, CSV, JSON, plot or picture."),
     "report": _Entry("exporter.command_report:build", "Right-sizing, noisy neighbours and disk growth of guests."),
     "control": _Entry("exporter.command_control:build", "Serve the control API; look at the audit trail."),
+    "archive": _Entry("exporter.command_archive:build", "Look after the archive's database: export, import."),
     "token": _Entry("exporter.command_token:build", "Make, list and revoke the APIs' bearer tokens."),
 }
 

@@ -30,6 +30,7 @@ class ArchivePlace:
 
     exporter: str | None
     database: Callable[[], AbstractContextManager[Database]]
+    remote: bool  # a server of the user's own, not the embedded one
     token: str | None = field(default=None, repr=False)
 
 
@@ -54,7 +55,7 @@ def exporter_option() -> click.Option:
 
 def read_settings(values: Mapping[str, str | None], exporter: str = NO_EXPORTER) -> ArchivePlace:
     """Settings from these flags, the environment and the file; opens nothing. Raises SettingsError."""
-    from exporter.archive.connection import opened
+    from exporter.archive.connection import EMBEDDED, opened
     from exporter.config import Settings
     from exporter.service import collector_defaults
     from exporter.setting_loading import load_settings
@@ -67,7 +68,12 @@ def read_settings(values: Mapping[str, str | None], exporter: str = NO_EXPORTER)
         exporter = NO_EXPORTER if "archive.uri" in flags else _own_exporter(settings.web.listen_address[0])
     url = None if exporter == NO_EXPORTER else exporter
     token = settings.history.token.get_secret_value() if settings.history.token else None
-    return ArchivePlace(url, lambda: opened(settings.archive, settings.state.directory, "virtgauge history"), token)
+    return ArchivePlace(
+        url,
+        lambda: opened(settings.archive, settings.state.directory, "virtgauge history"),
+        settings.archive.uri not in (None, EMBEDDED),
+        token,
+    )
 
 
 def _own_exporter(address: ListenAddress) -> str:

@@ -17,7 +17,7 @@ from pymongo import MongoClient
 from pymongo.database import Database as PyMongoDatabase
 from pymongo.errors import ConfigurationError, DuplicateKeyError, InvalidURI, PyMongoError
 
-from exporter.archive.documents import META, SCHEMA_VERSION
+from exporter.archive.documents import META, OBJECTS, SCHEMA_VERSION
 from exporter.archive.embedded import START_TIMEOUT_S, EmbeddedServer, running_uri
 from exporter.archive.errors import ArchiveBusyError, ArchiveError, SchemaError
 from exporter.config import ArchiveSettings
@@ -124,6 +124,9 @@ def check_schema(database: Database, create: bool) -> None:
     if version != SCHEMA_VERSION:
         raise SchemaError(f"archive database {database.name!r} has schema version {version!r}, this virtgauge knows "
                           f"version {SCHEMA_VERSION}; use the virtgauge that wrote it, or another archive.database")
+    if create:
+        for name in ("name", "uuid"):  # a domain is looked up by either
+            database[OBJECTS].create_index(name)
 
 
 class FolderLock:

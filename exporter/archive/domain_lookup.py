@@ -19,6 +19,9 @@ from exporter.nearest import nearest
 
 _FIELDS = {"_id": 0, "kind": 1, "name": 1, "uuid": 1, "host": 1, "host_name": 1, "first_seen": 1, "last_seen": 1}
 
+NOTED_EVERY_S = 3600.0 + 300.0
+"""`last_seen` is at most so old while the domain runs: the writer's hour and what a window takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArchivedDomain:
@@ -31,8 +34,8 @@ class ArchivedDomain:
     last_seen_s: float
 
     def seen_in(self, span: Span) -> bool:
-        """Whether it was there in some part of the span, give or take a minute."""
-        return self.first_seen_s < span.end_s + 60 and self.last_seen_s > span.start_s - 60
+        """Whether it was there in some part of the span, as far as is known: it is noted once an hour."""
+        return self.first_seen_s < span.end_s + 60 and self.last_seen_s > span.start_s - NOTED_EVERY_S
 
 
 def find_domain(database: Database, wanted: str, span: Span, host: str | None = None) -> ArchivedDomain:

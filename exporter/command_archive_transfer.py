@@ -1,0 +1,148 @@
+"""`virtgauge archive export` and `import`: back-ups, and the way from the embedded server to a MongoDB of one's own."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from exporter.errors import UsageError, VirtgaugeError
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def build_export() -> click.Command:
+    """The command `export`."""
+    from exporter.command_archive_options import archive_options
+
+    return click.Command(
+        "export",
+        callback=_export,
+        help="Write the archive to a file. NDJSON holds everything and can be imported; CSV holds the samples, one "
+        "value a line. A name that ends in .gz or .zst is compressed.",
+        params=[
+            click.Option(["--format", "format_"], type=click.Choice(("ndjson", "csv")), default="ndjson",
+                         help="[ndjson]"),
+            click.Option(["--domain"], default="", metavar="NAME", help="Only this guest. [all]"),
+            click.Option(["--since"], default="1970-01-01Z", metavar="TIME", help="Only from this time on. [all]"),
+            click.Option(["--until"], default="now", metavar="TIME", help="Only up to this time. [now]"),
+            click.Option(["--output"], type=click.Path(dir_okay=False, path_type=Path), help="File. [stdout]"),
+            *archive_options(),
+        ],
+        context_settings=_CONTEXT,
+    )
+
+
+def build_import() -> click.Command:
+    """The command `import`."""
+    from exporter.command_archive_options import archive_options
+
+    return click.Command(
+        "import",
+        callback=_import,
+        help="Bring FILE, which 'archive export --format ndjson' wrote, into the database. All of it is checked "
+        "before anything is written; what is there already stays as it is, so it may be run again.",
+        params=[
+            click.Argument(["file"], type=click.Path(dir_okay=False, path_type=Path)),
+            *archive_options(),
+        ],
+        context_settings=_CONTEXT,
+    )
+
+
+def _export(format_: str, domain: str, since: str, until: str, output: Path | None, **settings: str | None) -> None:
+    from exporter.archive.domain_lookup import find_domain
+    from exporter.archive.timespan import parse_span
+    from exporter.archive.transfer import CSV_COLUMNS, csv_rows, exported_documents, ndjson_lines
+    from exporter.command_archive_options import read_settings
+
+    span = parse_span("1970-01-01T00:00Z" if since == "1970-01-01Z" else since, until, time.time())
+    with read_settings(settings).database() as database, _progress("exporting") as progress:
+        uuid = find_domain(database, domain, span).uuid if domain else None
+        documents = exported_documents(database, span, uuid, progress, raw_only=format_ == "csv")
+        with _written(output) as file:
+            if format_ == "csv":
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(CSV_COLUMNS)
+                writer.writerows(csv_rows(documents))
+            else:
+                file.writelines(ndjson_lines(documents, time.time()))
+
+
+def _import(file: Path, **settings: str | None) -> None:
+    from exporter.archive.transfer import Importer, parsed_lines
+    from exporter.command_archive_options import read_settings
+
+    place = read_settings(settings)
+    with _progress("checking") as progress:
+        for name, _ in parsed_lines(_lines(file)):
+            progress(name, 1)
+    with place.database() as database, _progress("importing") as progress:
+        result = Importer(database, place.remote).run(parsed_lines(_lines(file)), progress)
+    click.echo(
+        f"imported {result.new} documents into {database.name}, {result.known} were there already; "
+        f"{result.updated} objects and hosts brought up to date"
+    )
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[str, int], None]]:
+    """A line on a terminal's stderr that says what is being done and how much was."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    shown = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    with shown:
+        task = shown.add_task(what, total=None)
+        yield lambda name, count: shown.update(task, advance=count, description=f"{what} {name}")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file, unpacked by its name's ending; raises UsageError where it cannot be read."""
+    import zstandard
+
+    try:
+        with ExitStack() as stack:
+            file: Any = stack.enter_context(path.open("rb"))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.open(file))
+            elif path.suffix == ".zst":
+                file = stack.enter_context(
+                    io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
+                )
+            yield from file
+    except (OSError, EOFError, zstandard.ZstdError) as error:
+        raise UsageError(f"file {path}: {getattr(error, 'strerror', None) or error}; give another") from None
+
+
+@contextmanager
+def _written(path: Path | None) -> Iterator[IO[str]]:
+    """The file to write to, which appears under its name only when it is whole."""
+    import zstandard
+
+    if path is None:
+        yield sys.stdout
+        return
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with ExitStack() as stack:
+            file: Any = stack.enter_context(part.open("wb"))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.GzipFile(fileobj=file, mode="wb"))
+            elif path.suffix == ".zst":
+                file = stack.enter_context(zstandard.ZstdCompressor(level=3).stream_writer(file, closefd=False))
+            yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False))
+        part.replace(path)
+    except OSError as error:
+        raise VirtgaugeError(f"file {path}: {error.strerror or error}; choose another --output") from None
+    finally:
+        part.unlink(missing_ok=True)
