@@ -17,6 +17,7 @@ from tests.live.servers import Server, exporter_server
 
 NAMES = ["north", "south", "west"]
 BACK_WITHIN_S = 5.0
+MAX_AGE_S = 0.2
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def fleet() -> Iterator[Fleet]:
 @pytest.fixture
 def server(fleet: Fleet, tmp_path: Path) -> Iterator[Server]:
     """An exporter that is not started: some tests break its daemon first."""
-    with exporter_server(tmp_path, fleet.hypervisor.read_only_uri) as made:
+    with exporter_server(tmp_path, fleet.hypervisor.read_only_uri, [f"--sampling.max-age={MAX_AGE_S}"]) as made:
         yield made
 
 
@@ -53,7 +54,7 @@ def settled(scraper: Scraper, names: list[str]) -> Footprint:
     """What the exporter holds once it serves whole pages; its first samples open what it needs."""
     wait_until(lambda: whole(scraper.scrape(), names), "whole pages")
     for _ in range(6):
-        time.sleep(1.05)
+        time.sleep(MAX_AGE_S + 0.05)
         assert whole(scraper.scrape(), names)
     return Footprint.of(scraper.server.pid)
 
@@ -65,7 +66,7 @@ def comes_back(scraper: Scraper, names: list[str]) -> None:
 
 def nothing_left_behind(scraper: Scraper, before: Footprint) -> None:
     def same() -> bool:
-        time.sleep(1.05)
+        time.sleep(MAX_AGE_S + 0.05)
         scraper.scrape()
         now = Footprint.of(scraper.server.pid)
         return (now.threads, now.descriptors, now.sockets) == (before.threads, before.descriptors, before.sockets)
@@ -77,15 +78,15 @@ def nothing_left_behind(scraper: Scraper, before: Footprint) -> None:
 
 
 def scrapes_say_down(scraper: Scraper, seconds: float) -> None:
-    """Scrapes each second; from the age of the last good sample on, each says that libvirt is down."""
-    time.sleep(1.1)
+    """Scrapes twice a second; from the age of the last good sample on, each says that libvirt is down."""
+    time.sleep(MAX_AGE_S + 0.1)
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         page = scraper.scrape()
         assert not page.up
         assert page.complete == {}
         assert not [name for name, _ in page.values if name.startswith("libvirt_domain_")]
-        time.sleep(1.0)
+        time.sleep(0.5)
 
 
 @pytest.fixture(params=[[], NAMES], ids=["no guests", "three guests"])
@@ -103,7 +104,7 @@ def stopped(fleet: Fleet) -> Callable[[], None]:
     return lambda: os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("seconds", [5.0, pytest.param(40.0, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(40.0, marks=pytest.mark.soak)])
 def test_a_stopped_daemon(fleet: Fleet, server: Server, names: list[str], seconds: float) -> None:
     """40 s is longer than keepalive takes to cut the connections."""
     scraper = start(server)
@@ -123,7 +124,7 @@ def test_a_killed_daemon(fleet: Fleet, server: Server, names: list[str]) -> None
     before = settled(scraper, names)
     fleet.hypervisor.kill_daemon()
     try:
-        scrapes_say_down(scraper, 4.0)
+        scrapes_say_down(scraper, 3.0)
     finally:
         fleet.hypervisor.start_daemon()
     comes_back(scraper, names)
@@ -142,7 +143,7 @@ def test_a_daemon_that_does_not_answer_at_first(fleet: Fleet, server: Server, wa
             back = fleet.hypervisor.start_daemon
         try:
             scraper = start(server)
-            scrapes_say_down(scraper, 4.0)
+            scrapes_say_down(scraper, 3.0)
         finally:
             back()
         comes_back(scraper, NAMES)
