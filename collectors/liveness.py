@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import libvirt
 from .connection import Session
 
 Key = tuple[str, int]
-_LEAST_APART_S = 0.05
+_APART_S = 0.06
 _STATE, _START = 0, 19  # of /proc/PID/stat behind the command's name
 
 
@@ -38,17 +38,15 @@ _STOPPED, _STORAGE = frozenset("TtZX"), frozenset("D")
 class Signs:
     """Looks at domains; keeps which process is whose.  Used by one lane's call at a time."""
 
-    def __init__(self, proc: Path = Path("/proc"), clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
-        self._clock = clock
         self._pids: dict[Key, tuple[int, str] | None] = {}  # None: not on this host
-        self._cpu: dict[Key, tuple[float, int]] = {}
+        self._cpu: dict[Key, int] = {}
 
     def look(self, session: Session, keys: Iterable[Key]) -> dict[str, Sign]:
         """A Sign for each domain (uuid, id), by uuid.  Never touches QEMU.  Raises what the session raises."""
         wanted = list(keys)
         self._pids = {key: pid for key, pid in self._pids.items() if key in wanted}
-        self._cpu = {key: seen for key, seen in self._cpu.items() if key in wanted}
         unknown = [key for key in wanted if key not in self._pids]
         if unknown:
             self._find(unknown)
@@ -89,21 +87,24 @@ class Signs:
             return Sign.STOPPED
         return Sign.STORAGE if state in _STORAGE else Sign.ALIVE
 
-    def _advancing(self, session: Session, keys: Iterable[Key]) -> dict[str, Sign]:
-        """ALIVE for those whose CPU time grew since the last look; info() takes no job."""
+    def _advancing(self, session: Session, keys: Collection[Key]) -> dict[str, Sign]:
+        """ALIVE for those whose CPU time grew since the last look, or since a moment ago; info() takes no job."""
+        before = {key: self._cpu[key] for key in keys if key in self._cpu}
+        new = [key for key in keys if key not in before]
+        if new:
+            before.update(self._cpu_times(session, new))
+            time.sleep(_APART_S)
+        self._cpu = self._cpu_times(session, keys)
+        return {key[0]: Sign.ALIVE for key, cpu_ns in self._cpu.items() if cpu_ns > before.get(key, cpu_ns)}
+
+    def _cpu_times(self, session: Session, keys: Iterable[Key]) -> dict[Key, int]:
         ids = dict(keys)
-        signs: dict[str, Sign] = {}
+        found: dict[Key, int] = {}
         for domain in session.domains(ids):
             uuid = domain.UUIDString()
             try:
-                now_s, cpu_ns = self._clock(), int(domain.info()[4])
+                found[uuid, ids[uuid]] = int(domain.info()[4])
             except libvirt.libvirtError as error:
                 if session.lost(error):
                     raise
-                continue
-            before = self._cpu.get((uuid, ids[uuid]))
-            if before is None or now_s - before[0] >= _LEAST_APART_S:
-                self._cpu[uuid, ids[uuid]] = (now_s, cpu_ns)
-            if before is not None and cpu_ns > before[1]:
-                signs[uuid] = Sign.ALIVE
-        return signs
+        return found

@@ -81,7 +81,7 @@ def churn(fleet: Fleet, starts: int, ended: threading.Event) -> None:
 def test_endurance(fleet: Fleet, start_exporter: StartExporter, scrapes: int, starts: int) -> None:
     scraper = ready(Scraper(start_exporter(fleet.hypervisor.read_only_uri, ("--sampling.max-age=0.1",))))
     footprints: list[Footprint] = []
-    for part in range(10):
+    for _part in range(10):
         ended = threading.Event()
         changing = threading.Thread(target=churn, args=(fleet, starts // 10, ended))
         changing.start()
