@@ -63,12 +63,10 @@ class Archive:
         self._settings = settings
         self._wall_clock = wall_clock
         self._server: EmbeddedServer | None = None
-        self._remote: Address | None = None
         if settings.uri == EMBEDDED:
             self._server = EmbeddedServer(folder / EMBEDDED)
         else:
-            self._remote = address_of(settings)
-            self._remote.check()
+            address_of(settings).check()
         self._lock = FolderLock(folder)
         self.spool = Spool(folder / "spool", settings.spool.limit, settings.spool.full)
         self.writer = Writer(self.spool, self._address, partition=RAW_PARTITIONS[settings.partition],
@@ -126,6 +124,5 @@ class Archive:
 
     def _address(self) -> Address:
         if self._server is None:
-            assert self._remote is not None
-            return self._remote
+            return address_of(self._settings)  # each time anew: the password in the file may have changed
         return Address(self._server.uri(_SERVER_ANSWER_S), self._settings.database, embedded=True)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pymongo import MongoClient
@@ -35,6 +36,8 @@ _USER = "virtgauge"
 _LONGEST_LOG_BYTES = 1 << 20
 _OPLOG_ENTRIES = "1000"  # the log holds whole copies of documents; nobody follows it
 _CACHE = "128M"
+_FAILURES_TO_MOVE = 3
+"""Starts that fail in a row before another port is tried: clients know the old one."""
 
 # Run by the child before it becomes the server: dies with its parent's thread (prctl PR_SET_PDEATHSIG = 1, SIGKILL).
 _BECOME = """\
@@ -58,14 +61,16 @@ class EmbeddedServer:
     Raises EmbeddedServerError where the program is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more_arguments: Sequence[str] = ()) -> None:
         found = program()
         if found is None:
             raise EmbeddedServerError(f"archive.uri is embedded, but the program {PROGRAM} is not installed; "
                                       "install it with: pip install 'virtgauge[embedded]'")
         self._program = found
+        self._more_arguments = more_arguments
         self._folder = folder
         self._port = 0
+        self._failures = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = threading.Event()
         self._stopping = threading.Event()
@@ -150,7 +155,7 @@ class EmbeddedServer:
         command = [sys.executable, "-c", _BECOME, str(os.getpid()), self._program, "--host", "127.0.0.1", "--port",
                    str(self._port), "--storage-path", str(store), "--oplog-max-entries", _OPLOG_ENTRIES,
                    "--cache-size", _CACHE, "--log-level", "WARNING", "--config", str(self._folder / "empty.toml"),
-                   *(["--auth"] if with_password else [])]
+                   *self._more_arguments, *(["--auth"] if with_password else [])]
         log_file = self._folder / "server.log"
         mode = "ab" if log_file.exists() and log_file.stat().st_size < _LONGEST_LOG_BYTES else "wb"
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
@@ -162,9 +167,12 @@ class EmbeddedServer:
         limit_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < limit_s and not self._stopping.is_set():
             if process.poll() is not None:
-                self._port = 0  # another program may have taken it
+                self._failures += 1
+                if self._failures % _FAILURES_TO_MOVE == 0:
+                    self._port = 0  # another program may have taken it
                 raise EmbeddedServerError(f"it ended with status {process.returncode}; {log_file} holds what it said")
             if _answers(uri):
+                self._failures = 0
                 return process
             self._stopping.wait(0.1)
         raise EmbeddedServerError(f"it did not answer within {START_TIMEOUT_S:.0f} s; {log_file} holds what it said")

@@ -8,6 +8,7 @@ from pymongo.errors import (
     AutoReconnect,
     BulkWriteError,
     DocumentTooLarge,
+    NotPrimaryError,
     OperationFailure,
     PyMongoError,
     WriteConcernError,
@@ -52,6 +53,8 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, WriteConcernError) or (isinstance(error, BulkWriteError)
                                                 and error.details.get("writeConcernErrors")):
         return Fault.WRITE_CONCERN
+    if isinstance(error, NotPrimaryError):
+        return Fault.NOT_PRIMARY
     codes = _codes(error)
     for fault, known in ((Fault.AUTHENTICATION, _AUTHENTICATION), (Fault.NOT_PRIMARY, _NOT_PRIMARY),
                          (Fault.DISK_FULL, _DISK_FULL)):

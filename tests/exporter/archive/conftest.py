@@ -1,0 +1,29 @@
+"""One embedded server for the archive's tests; each test has a database of its own on it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from exporter.archive.embedded import EmbeddedServer, program
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def archive_server(tmp_path_factory):
+    """A running EmbeddedServer that can be told to fail (configureFailPoint)."""
+    if program() is None:
+        pytest.skip("secantusdb is not installed")
+    server = EmbeddedServer(tmp_path_factory.mktemp("server"), ["--enable-test-commands"])
+    server.start()
+    server.uri(120)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def database_name():
+    """A name that no other test uses."""
+    return f"test{next(_numbers)}"

@@ -1,0 +1,367 @@
+"""Nothing lost, nothing twice, nothing else: real server processes that are killed, stopped, cut off and refuse.
+
+After each fault the database is compared with what the test knows it sampled, value by value.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from uuid import UUID
+
+import bson
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import DocumentTooLarge
+
+from exporter.archive.archive import Archive
+from exporter.archive.documents import RAW, Host, moment
+from exporter.archive.embedded import EmbeddedServer
+from exporter.archive.errors import ArchiveBusyError
+from exporter.archive.faults import Fault, is_poison
+from exporter.config import ArchiveSettings
+from tests.exporter.archive.archive_rig import (
+    HOST,
+    PATIENCE_S,
+    START_S,
+    TIMEOUTS,
+    CuttingProxy,
+    Rig,
+    assert_stored,
+    raw_documents,
+    rig,
+    wait_until,
+)
+from tests.exporter.archive.archive_samples import Guests, stored_of, truth_of, uuid_of
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[3]
+rounds = pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.soak)])
+
+
+@pytest.fixture
+def own_server(tmp_path):
+    """A server that only this test uses, since it suffers."""
+    server = EmbeddedServer(tmp_path / "own")
+    server.start()
+    server.uri(PATIENCE_S)
+    yield server
+    server.stop()
+
+
+def uri_of(server):
+    return server.uri(PATIENCE_S) + TIMEOUTS
+
+
+def test_every_sample_is_stored_once_and_equal(archive_server, database_name, tmp_path):
+    with rig(tmp_path, uri_of(archive_server), database_name) as run:
+        run.sample(14)
+        run.drain()
+        assert run.archive.writer.counts.duplicates == 0
+    documents = assert_stored(uri_of(archive_server), database_name, run.truth)
+    assert len(documents) == 9
+
+
+@rounds
+def test_the_server_is_killed_at_random(own_server, tmp_path, rounds):
+    rnd = random.Random(6)
+    with rig(tmp_path / "state", uri_of(own_server), "killed") as run:
+        for _ in range(rounds):
+            run.sample(7)
+            time.sleep(rnd.uniform(0, 0.3))
+            pid = own_server.pid
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+            run.sample(rnd.randrange(1, 7))
+            wait_until(lambda pid=pid: own_server.pid not in (None, pid), "the server is started again")
+        run.drain()
+        assert run.archive.spool.counts.dropped_samples["spool_full"] == 0
+    assert_stored(uri_of(own_server), "killed", run.truth)
+
+
+def _start_child(state, uri, database, truth, seed):
+    command = [sys.executable, "-m", "tests.exporter.archive.archive_child", str(state), database, str(truth),
+               str(seed)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TEST_ARCHIVE_URI": uri}
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@rounds
+def test_virtgauge_is_killed_at_random(archive_server, database_name, tmp_path, rounds):
+    from tests.exporter.archive.archive_child import known
+
+    rnd = random.Random(7)
+    truth = tmp_path / "truth"
+    uri = uri_of(archive_server)
+    for number in range(rounds):
+        child = _start_child(tmp_path / "state", uri, database_name, truth, number)
+        try:
+            # Between seal and acknowledgement, too: it writes a window every few samples until it dies.
+            wanted = rnd.randrange(1, 40)
+            wait_until(lambda n=number, w=wanted, c=child: known(truth).sampled(n) >= w or c.poll() is not None,
+                       "it samples")
+            assert child.poll() is None, child.stderr.read().decode()
+            time.sleep(rnd.uniform(0, 0.05))
+        finally:
+            child.kill()
+            child.communicate()
+    with rig(tmp_path / "state", uri, database_name, guests=Guests(1, seed=99)) as run:
+        run.clock_s += 10**6
+        run.sample(1)
+        run.drain()
+    told = known(truth)
+    found, doubled = stored_of(raw_documents(uri, database_name))
+    assert not doubled
+    # What a killed process said was spooled is there; what it was about to spool may be; nothing else is.
+    assert run.truth.items() | told.safe.items() <= found.items()
+    assert found.items() <= told.attempted.items() | run.truth.items()
+    assert told.safe
+
+
+def test_a_stopped_server_stops_nothing_else(own_server, tmp_path):
+    with rig(tmp_path / "state", uri_of(own_server), "stopped") as run:
+        run.sample(7)
+        wait_until(lambda: run.archive.writer.counts.documents, "the first window is stored")
+        pid = own_server.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            before = run.archive.spool.counts.spooled_samples
+            run.sample(14)
+            assert run.archive.spool.counts.spooled_samples - before == 14 * 3
+            wait_until(lambda: run.archive.writer.counts.fault is Fault.UNREACHABLE, "the fault is told")
+            waiting = run.archive.unsealed(UUID("abc00000-0000-4000-8000-000000000000"))
+            assert sum(document["count"] for document in waiting) >= 14
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        run.drain()
+        assert run.archive.writer.counts.fault is None
+    assert_stored(uri_of(own_server), "stopped", run.truth)
+
+
+def test_the_connection_is_cut_in_mid_batch(archive_server, database_name, tmp_path):
+    proxy = CuttingProxy(uri_of(archive_server) + "&retryWrites=false")
+    try:
+        with rig(tmp_path, proxy.uri, database_name, guests=Guests(20, 4, 2, 2)) as run:
+            run.sample(7)
+            for count in (100, 5_000, 40_000, 90_000, 20_000):
+                proxy.cut_after(count)
+                run.sample(6)
+                wait_until(lambda: run.archive.writer.drained(), "the cut batch is stored")
+            run.drain()
+            assert proxy.cuts >= 3
+            assert run.archive.writer.counts.retries[Fault.UNREACHABLE] >= 1
+    finally:
+        proxy.close()
+    assert_stored(uri_of(archive_server), database_name, run.truth)
+
+
+def test_a_wrong_password_and_then_the_right_one(archive_server, database_name, tmp_path):
+    whole = archive_server.uri(PATIENCE_S)
+    user, _, rest = whole.removeprefix("mongodb://").partition("@")
+    name, _, password = user.partition(":")
+    file = tmp_path / "password"
+    file.write_text("not the password\n")
+    uri = f"mongodb://{rest}{TIMEOUTS}"
+    with rig(tmp_path / "state", uri, database_name, username=name, password_file=file) as run:
+        run.sample(7)
+        wait_until(lambda: run.archive.writer.counts.fault is Fault.AUTHENTICATION, "the refusal is told")
+        assert "not the password" not in run.archive.writer.counts.last_error
+        file.write_text(password + "\n")
+        run.drain()
+    assert_stored(uri_of(archive_server), database_name, run.truth)
+
+
+@pytest.mark.parametrize(("data", "fault"), [
+    ({"errorCode": 10107}, Fault.NOT_PRIMARY),
+    ({"errorCode": 11600}, Fault.NOT_PRIMARY),
+    ({"errorCode": 14031}, Fault.DISK_FULL),
+    ({"errorCode": 13}, Fault.AUTHENTICATION),
+    ({"errorCode": 8}, Fault.OTHER),
+    ({"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}, Fault.WRITE_CONCERN),
+    ({"closeConnection": True}, Fault.UNREACHABLE),
+])
+def test_each_refusal_is_told_apart_and_overcome(archive_server, database_name, tmp_path, data, fault):
+    uri = uri_of(archive_server)
+    with MongoClient(uri) as client, rig(tmp_path, uri + "&retryWrites=false", database_name) as run:
+        run.sample(7)
+        wait_until(lambda: run.archive.writer.drained(), "the first window is stored")
+        client.admin.command({"configureFailPoint": "failCommand", "mode": {"times": 3},
+                              "data": {"failCommands": ["insert"], **data}})
+        try:
+            run.sample(6)
+            wait_until(lambda: run.archive.writer.counts.retries[fault], f"{fault.value} is told")
+            run.drain()
+        finally:
+            client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+        others = {f: n for f, n in run.archive.writer.counts.retries.items() if n and f is not fault}
+        assert not others
+    assert_stored(uri, database_name, run.truth)
+
+
+def test_a_full_disk_is_waited_out(archive_server, database_name, tmp_path):
+    libc = ctypes.CDLL(None, use_errno=True)
+    mount = tmp_path / "state"
+    mount.mkdir()
+    if libc.mount(b"tmpfs", bytes(mount), b"tmpfs", 0, b"size=512k"):
+        pytest.skip(f"no right to mount a small disk: {os.strerror(ctypes.get_errno())}")
+    try:
+        with rig(mount, uri_of(archive_server), database_name) as run:
+            run.sample(3)
+            filler = mount / "filler"
+            try:
+                with open(filler, "wb") as file:
+                    while True:
+                        file.write(bytes(4096))
+                        file.flush()
+            except OSError:
+                pass
+            batches = [run.guests.batch(run.clock_s + 10 * n, run.monotonic_s + 10 * n) for n in range(8)]
+            for batch in batches:
+                run.truth |= truth_of(batch)
+                held = len(run.archive._recorder._held)
+                run.archive.record(batch)
+                wait_until(lambda held=held: len(run.archive._recorder._held) > held, "it is held in memory")
+            assert run.archive.spool.counts.dropped_samples["disk_full"] == 0
+            filler.unlink()
+            run.clock_s += 80
+            run.monotonic_s += 80
+            run.sample(1)
+            assert not run.archive._recorder._held
+            run.drain()
+        assert_stored(uri_of(archive_server), database_name, run.truth)
+    finally:
+        libc.umount2(bytes(mount), 2)
+
+
+def test_a_spool_that_is_damaged_in_its_middle(archive_server, database_name, tmp_path):
+    dead = f"mongodb://127.0.0.1:1/?x{TIMEOUTS}".replace("?x&", "?")
+    kept = {}
+    with rig(tmp_path, dead, database_name) as run:
+        for number in range(13):
+            for batch in run.sample(1):
+                if number != 4:
+                    kept |= truth_of(batch)
+        frames = list(run.archive.spool.frames(0))
+    (path,) = (tmp_path / "archive" / "spool").glob("*.spool")
+    data = bytearray(path.read_bytes())
+    data[data.index(frames[4].payload) + 50] ^= 1
+    path.write_bytes(data)
+    with rig(tmp_path, uri_of(archive_server), database_name) as again:
+        assert again.archive.spool.counts.damaged_stretches == 1
+        again.drain()
+    assert_stored(uri_of(archive_server), database_name, kept)
+
+
+def test_a_clock_that_is_set_back(archive_server, database_name, tmp_path):
+    with rig(tmp_path, uri_of(archive_server), database_name) as run:
+        run.sample(9)
+        run.clock_s -= 43.211  # not onto earlier samples, so that the test can tell them apart
+        run.sample(9)
+        run.drain()
+        counts = run.archive.writer.counts
+        assert counts.duplicates == 0
+    assert_stored(uri_of(archive_server), database_name, run.truth)
+
+
+def test_a_clock_that_is_set_back_onto_earlier_samples(archive_server, database_name, tmp_path):
+    with rig(tmp_path, uri_of(archive_server), database_name) as run:
+        run.sample(6)
+        run.clock_s = float(START_S)
+        run.sample(6)
+        run.drain()
+    documents = raw_documents(uri_of(archive_server), database_name)
+    assert sorted(document["count"] for document in documents) == [6] * 6
+    assert len({document["start"] for document in documents}) == 3
+
+
+def test_two_hosts_on_one_database(archive_server, database_name, tmp_path):
+    uri = uri_of(archive_server)
+    beta = Host(UUID(int=77), "beta")
+    with rig(tmp_path / "a", uri, database_name) as one, \
+            rig(tmp_path / "b", uri, database_name, host=beta, guests=Guests(2, seed=5)) as two:
+        for _ in range(8):
+            one.sample(1)
+            two.sample(1)
+        one.drain()
+        two.drain()
+    documents = raw_documents(uri, database_name)
+    for run, host in ((one, HOST), (two, beta)):
+        found, doubled = stored_of([d for d in documents if d["host"] == host.uuid])
+        assert found == run.truth
+        assert not doubled
+    assert {d["host_name"] for d in documents} == {"alpha", "beta"}
+
+
+def test_the_same_host_twice_is_refused(archive_server, database_name, tmp_path):
+    uri = uri_of(archive_server)
+    with rig(tmp_path, uri, database_name) as run:
+        with pytest.raises(ArchiveBusyError, match=rf"in use by process {os.getpid()}: virtgauge runs already"):
+            Archive(ArchiveSettings(uri=uri, database=database_name), tmp_path, lambda: HOST)
+        run.sample(7)
+        run.drain()
+    assert_stored(uri, database_name, run.truth)
+    with rig(tmp_path, uri, database_name):
+        pass  # free again
+
+
+def test_a_schema_from_the_future_is_left_alone(archive_server, database_name, tmp_path):
+    uri = uri_of(archive_server)
+    with MongoClient(uri) as client:
+        client[database_name].meta.insert_one({"_id": "schema", "version": 99})
+        with rig(tmp_path, uri, database_name) as run:
+            run.sample(7)
+            wait_until(lambda: run.archive.writer.counts.fault is Fault.SCHEMA, "the refusal is told")
+            assert "99" in run.archive.writer.counts.last_error
+            assert client[database_name].list_collection_names() == ["meta"]
+            client[database_name].meta.update_one({"_id": "schema"}, {"$set": {"version": 1}})
+            run.drain()
+    assert_stored(uri, database_name, run.truth)
+
+
+def test_a_document_that_the_server_never_takes_is_put_aside(archive_server, database_name, tmp_path):
+    uri = uri_of(archive_server)
+    with MongoClient(uri) as client, rig(tmp_path, uri, database_name) as run:
+        name = RAW.collection(moment(START_S * 1000))
+        client[database_name].create_collection(name, validator={"name": {"$ne": "guest1"}})
+        run.sample(7)
+        run.drain()
+        assert run.archive.writer.counts.quarantined == 2
+        aside = bson.decode_all((run.archive.spool.folder / "quarantine.bson").read_bytes())
+    assert {document["name"] for document in aside} == {"guest1"}
+    kept = {key: value for key, value in run.truth.items() if key[0] != uuid_of(1)}
+    assert_stored(uri, database_name, kept)
+    assert is_poison(DocumentTooLarge("more than 16 MiB"))
+
+
+def test_a_full_spool_counts_what_it_drops_and_stores_the_rest(archive_server, database_name, tmp_path):
+    dead = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=300"
+    with rig(tmp_path, dead, database_name, guests=Guests(30, 4, 2, 2), spool={"limit": 1 << 20}) as run:
+        sampled = {}
+        while not run.archive.spool.counts.dropped_samples["spool_full"]:
+            run.sample(1)
+        sampled |= run.truth
+        dropped = run.archive.spool.counts.dropped_samples["spool_full"]
+        assert run.archive.spool.size_bytes <= 1 << 20
+    with rig(tmp_path, uri_of(archive_server), database_name, guests=run.guests) as again:
+        again.drain()
+    found, doubled = stored_of(raw_documents(uri_of(archive_server), database_name))
+    assert not doubled
+    assert found.items() <= sampled.items()
+    lost = {key[:2] for key in sampled.keys() - found.keys()}
+    assert len(lost) == dropped
+
+
+def test_sampling_never_waits_for_the_archive(tmp_path):
+    run = Rig(tmp_path, "mongodb://127.0.0.1:1/", "none")  # its threads are not even started
+    try:
+        for number in range(50):
+            run.archive.record(run.guests.batch(START_S + number, float(number)))
+        assert run.archive.spool.counts.dropped_samples["late"] > 0
+    finally:
+        run.archive.stop()
