@@ -10,14 +10,22 @@ from .domain import DOMAIN
 from .domain_groups import groups_source
 from .event_counts import EVENTS
 from .fields import Collector
+from .host import HOST, HostSource
 from .interface import INTERFACE
 from .inventory import INVENTORY, Inventory
+from .jobs import JOBS, JobSource
+from .limits import LIMITS
 from .memory import MEMORY
 from .periodic import Source
+from .settings import SETTINGS, SettingsSource
+from .snapshots import SNAPSHOTS, SnapshotSource
+from .storage import STORAGE, VOLUMES, PoolSource, VolumeSource
 from .vcpu import VCPU
+from .virtual_networks import VIRTUAL_NETWORKS, NetworkSource
 
 COLLECTORS: tuple[Collector, ...] = (
-    INVENTORY, DOMAIN, VCPU, MEMORY, BLOCK, INTERFACE, EVENTS,
+    INVENTORY, DOMAIN, VCPU, MEMORY, BLOCK, INTERFACE, LIMITS, EVENTS, JOBS, SNAPSHOTS, SETTINGS,
+    HOST, STORAGE, VOLUMES, VIRTUAL_NETWORKS,
     kvm.KVM, kvm.KVM_ALL, perf.PERF, iothread.IOTHREAD, bandwidth.BANDWIDTH, dirtyrate.DIRTYRATE)
 """The one list of collectors, in page order."""
 
@@ -28,8 +36,20 @@ SOURCES: Mapping[str, Callable[[Inventory], Source]] = {
     "iothread": lambda _: groups_source(iothread.IOTHREAD, iothread.GROUPS),
     "bandwidth": lambda _: groups_source(bandwidth.BANDWIDTH, bandwidth.GROUPS),
     "dirtyrate": lambda _: groups_source(dirtyrate.DIRTYRATE, dirtyrate.GROUPS),
+    JOBS.name: JobSource,
+    SNAPSHOTS.name: SnapshotSource,
+    SETTINGS.name: SettingsSource,
+    HOST.name: HostSource,
+    STORAGE.name: PoolSource,
+    VOLUMES.name: VolumeSource,
+    VIRTUAL_NETWORKS.name: NetworkSource,
 }
 """What makes the periodic Source of a collector that is read beside the sampling, by the collector's name."""
 
-HASTENED_BY: Mapping[str, tuple[str, ...]] = {}
+HASTENED_BY: Mapping[str, tuple[str, ...]] = {
+    "lifecycle": (SETTINGS.name, SNAPSHOTS.name),
+    "job_completed": (JOBS.name, SNAPSHOTS.name),
+    "block_job_2": (JOBS.name,),
+    "migration_iteration": (JOBS.name,),
+}
 """Kinds of domain events, each with the collectors whose Source is to be read at once after it."""

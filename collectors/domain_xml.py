@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from .fields import Constant, Labels
+from .limits import limits
 
 XML_MOST_CHARACTERS = 4 * 1024 * 1024
 """Longest XML that is read: libvirt's own limit of a string on the wire."""
@@ -122,6 +123,7 @@ class Definition:
     owner: Owner
     disks: tuple[Disk, ...]
     interfaces: tuple[Interface, ...]
+    limits: tuple[Constant, ...] = ()
 
 
 def parse(xml: str) -> Definition:
@@ -144,7 +146,8 @@ def parse(xml: str) -> Definition:
         memory_bytes=_memory(root, "currentMemory"), maximum_memory_bytes=_memory(root, "memory"),
         balloon_model=balloon.get("model", "") if balloon is not None else "",
         balloon_period_s=_number(_attribute(root, "devices/memballoon/stats", "period")) or 0,
-        owner=_owner(root, name), disks=tuple(_disks(root)), interfaces=tuple(_interfaces(root)))
+        owner=_owner(root, name), disks=tuple(_disks(root)), interfaces=tuple(_interfaces(root)),
+        limits=limits(root))
 
 
 def _tree(xml: str) -> Element:
@@ -267,7 +270,7 @@ def constants(definition: Definition) -> tuple[Constant, ...]:
         series.append(Constant(INTERFACE_INFO, _labels(
             target_device=name, mac=nic.mac, model=nic.model, type=nic.type, source_bridge=nic.source_bridge,
             mtu=nic.mtu)))
-    return tuple(series)
+    return (*series, *definition.limits)
 
 
 def _once(devices: Iterable[tuple[str, Device]]) -> Iterator[tuple[str, Device]]:

@@ -19,6 +19,7 @@ from collectors.event_names import COUNTED
 from collectors.events import Event, EventListener
 from collectors.fields import Collector
 from collectors.inventory import Inventory
+from collectors.jobs import JobSource
 from collectors.kernel import KernelSource, raise_open_files_limit
 from collectors.lanes import LanePool, Slots
 from collectors.layout import Compiler
@@ -65,7 +66,8 @@ class Exporter:
         slots = Slots()
         self.pool = LanePool(opener, settings.sampling.lanes, slots)
         slow = LanePool(opener, BACKGROUND_LANES, slots, "background")
-        self.background = Background(slow, [SOURCES[c.name](self.inventory) for c in enabled if c.name in SOURCES])
+        self.sources = [SOURCES[c.name](self.inventory) for c in enabled if c.name in SOURCES]
+        self.background = Background(slow, self.sources)
         self.archive = _archive(settings)
         own = [sampling(enabled), *(archive_collectors() if self.archive else ())]
         compiler = Compiler([*own, *enabled])
@@ -84,8 +86,12 @@ class Exporter:
 
     def _hasten(self, event: Event) -> None:
         """Have read again what an event says has changed."""
-        for collector in HASTENED_BY.get(event.kind, ()):
-            self.background.hasten(collector)
+        hastened = HASTENED_BY.get(event.kind, ())
+        for source in self.sources:
+            if source.collector in hastened:
+                if isinstance(source, JobSource):
+                    source.heard(event)
+                self.background.hasten(source.collector)
 
     def start(self) -> None:
         """Start the threads; libvirt need not be there yet."""

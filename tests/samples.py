@@ -25,7 +25,7 @@ from collectors.rates import rates
 from collectors.sampling import sampling
 from collectors.snapshot import Record, Snapshot, Subject, Value
 from exporter.exposition import Exposition
-from tests.written_stats import NEWER
+from tests.written_stats import NEWER, beside
 
 REPOSITORY = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -153,6 +153,7 @@ def golden_batches() -> tuple[Batch, Batch]:
     for samples in (first, last):
         samples.append(record(NEWER, 0.0 if samples is first else 5.0, "written", "written"))
         samples.append(record(unnamed(NEWER), 0.0, "written", "written", source="kvm.all"))
+        samples.extend(beside(0.0 if samples is first else 5.0))
         samples.extend(heard_events(0.0 if samples is first else 5.0))
     made = builder()
     return (made.batch(snapshot(*first, *constant, exporter_record(0.0))),

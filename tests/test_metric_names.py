@@ -15,7 +15,8 @@ DECLARATIONS = [d for collector in (sampling(COLLECTORS), *COLLECTORS) for d in 
 PAGE_MADE = {"virtgauge_sample_age_seconds"}  # the page adds it as it is served
 UNITS = {"nanoseconds", "milliseconds", "seconds", "KiB", "bytes", "count", "number", "ratio", "boolean",
          "enumeration", "text", "version", "domains", "calls", "samplings", "series", "seconds since the epoch",
-         "seconds a second", "bytes a second", "requests a second", "MiB a second"}
+         "seconds a second", "bytes a second", "requests a second", "MiB a second",
+         "pages a second", "cores"}
 UNUSUAL_UNITS = ("nanosecond", "millisecond", "kib", "mib", "kilobyte", "percent", "minute", "hour", "celsius")
 # From the rates' helps: they name the key whose change they are.
 RATE = re.compile(r"\((?:rate|change) of libvirt ")
@@ -34,7 +35,7 @@ def test_name(declaration: Declaration) -> None:
     assert not name.endswith(("_count", "_sum", "_bucket", "_created"))
     if isinstance(declaration, Info):
         # The limits carry the widely used family's names.
-        assert name.endswith(("_info", "_reason")) or "_block_stats_limit_" in name or name.endswith("size_iops_bytes")
+        assert name.endswith(("_info", "_reason", "size_iops_bytes")) or "_limit_" in name
     if name.endswith("_ratio"):
         assert isinstance(declaration, Computed)
 
@@ -70,6 +71,9 @@ def test_scale_leads_to_the_base_unit_that_the_name_states(declaration: Declarat
     elif ", MiB a second" in declaration.help:
         assert declaration.scale == 1024 * 1024
         assert declaration.name.endswith("_bytes_per_second")
+    elif ", milliseconds" in declaration.help:
+        assert declaration.scale == (1 if declaration.source == "monitor.busy" else 1e-3)
+        assert declaration.name.endswith("_seconds")
     elif ", KiB" in declaration.help:
         assert declaration.scale == 1024
         assert declaration.name.removesuffix("_total").endswith("_bytes")

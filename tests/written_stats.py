@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from collectors.block import BLOCK
-from collectors.fields import Kind
+from collectors.fields import Constant, Kind
+from collectors.host import HOST, SUBJECT
+from collectors.jobs import JOBS
 from collectors.kvm import KVM
 from collectors.perf import PERF
-from collectors.snapshot import Value
+from collectors.settings import SETTINGS
+from collectors.snapshot import Record, Subject, Value
+from collectors.snapshots import SNAPSHOTS
+from collectors.storage import STORAGE
 
 BINS = ((0, 5), (10_000, 3), (100_000, 0), (5_000_000, 1))
 """Lowest value in ns and count of each bin of a latency histogram."""
@@ -63,3 +68,34 @@ NEWER: Mapping[str, Value] = {
 }
 
 HISTOGRAMS = frozenset(field.name for field in BLOCK.fields() if field.kind is Kind.HISTOGRAM)
+
+
+NODE: Mapping[str, Value] = {field.source.replace("<n>", "0").replace("<m>", "2097152"): 1_000_000_000
+                             for field in HOST.fields()}
+POOL: Mapping[str, Value] = {"pool.state": 2, **{field.source: 4096 for field in STORAGE.fields()}}
+VOLUME: Mapping[str, Value] = {"volume.0.name": "a.img", "volume.0.capacity": 4096, "volume.0.allocation": 0,
+                               "volume.1.name": "b\n.img", "volume.1.capacity": 8192, "volume.1.allocation": 8192}
+NETWORK: Mapping[str, Value] = {"network.active": 1, "network.autostart": 0, "network.persistent": 1,
+                                "network.leases": 3}
+NETWORKS: Mapping[str, Value] = {"networks.active": 1, "networks.inactive": 0}
+JOB: Mapping[str, Value] = {"blockjob.0.name": "vda", **{field.source.replace("<n>", "0"): 2000
+                                                         for field in JOBS.fields()}}
+KEPT: Mapping[str, Value] = {field.source: 1 for collector in (SNAPSHOTS, SETTINGS) for field in collector.fields()}
+
+
+def beside(at_s: float) -> list[Record]:
+    """Records as the periodic sources give them, with every key there is."""
+    domain = Subject("domain", ("written", "written"), (("domain", "written"),))
+    jobs = (Constant("libvirt_domain_job_info", (("operation", "migration_out"), ("type", "unbounded"))),
+            Constant("libvirt_domain_job_last_info", (("operation", "save"), ("result", "completed"))),
+            Constant("libvirt_domain_block_job_info", (("target_device", "vda"), ("type", "copy"))))
+    pool = Subject("pool", ("pool-uuid",), (("pool", "default"),))
+    return [
+        Record(SUBJECT, "host", NODE, at_s, (Constant("libvirt_node_info", (("hostname", "h"), ("model", "x86_64"))),)),
+        Record(pool, "storage", POOL, at_s), Record(pool, "volumes", VOLUME, at_s),
+        Record(Subject("network", ("net-uuid",), (("network", "default"),)), "virtual_networks", NETWORK, at_s,
+               (Constant("libvirt_network_info", (("uuid", "net-uuid"), ("bridge", "virbr0"))),)),
+        Record(Subject("networks", ("networks",), ()), "virtual_networks", NETWORKS, at_s),
+        Record(Subject("interface", ("eth0",), (("interface", "eth0"),)), "virtual_networks", {"interface.active": 1},
+               at_s, (Constant("libvirt_node_interface_info", (("mac", "52:54:00:00:00:01"),)),)),
+        Record(domain, "jobs", JOB, at_s, jobs), Record(domain, "kept", KEPT, at_s)]

@@ -191,7 +191,7 @@ def scaled_values(stats: Mapping[str, Any]) -> set[float]:
                 number = float(value)
             except OverflowError:
                 continue
-            found |= {number, number / 1e9, number * 1024, number * 1024**2}
+            found |= {number, number / 1e9, number / 1e3, number * 1024, number * 1024**2}
     return {number for number in found if math.isfinite(number)}
 
 

@@ -1,0 +1,154 @@
+"""The host: CPU, memory, NUMA cells, huge pages, KSM, and what the running domains were promised of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+from xml.etree import ElementTree
+
+from .connection import Session
+from .fields import KIBIBYTE, NANOSECOND, Collector, Constant, Declaration, Field, Info, Kind
+from .inventory import Inventory
+from .periodic import RunningDomain, Scope
+from .snapshot import Record, Subject, Value
+from .support import Support
+
+SUBJECT = Subject("host", ("host",), ())
+NODE_INFO = "libvirt_node_info"
+_MEBIBYTE = 1 << 20
+_KSM = ("shared", "sharing", "unshared", "volatile")
+_MOST_CELLS = 1024
+
+
+def _field(source: str, name: str, text: str, kind: Kind = Kind.GAUGE, scale: float = 1.0, since: str = "0.9.3",
+           **labels: Any) -> Declaration:
+    return Field(source, f"libvirt_node_{name}", kind, text, scale, subject_labels=(), since=since, **labels)
+
+
+def _declarations() -> tuple[Declaration, ...]:
+    found: list[Declaration] = [
+        Info(NODE_INFO, "Always 1; the host's name and CPU model (virConnectGetHostname, virNodeGetInfo, text).",
+             ("hostname", "model"), source="node", since="0.3.0"),
+        _field("node.cpus", "cpus", "Number of the host's CPUs that are online (virNodeGetInfo, node.cpus, count).",
+               since="0.1.0"),
+        _field("node.cells", "cells", "Number of the host's NUMA cells (virNodeGetInfo, node.cells, count).",
+               since="0.1.0"),
+        _field("node.vcpus-allocated", "vcpus_allocated",
+               "Number of vCPUs of all running domains (domain XML <vcpu>, node.vcpus-allocated, count)."),
+        _field("node.memory-allocated", "memory_allocated_bytes",
+               "Bytes of memory that all running domains may have (domain XML <memory>, node.memory-allocated, "
+               "bytes)."),
+    ]
+    found += [_field(f"node.cpu.{mode}", "cpu_seconds_total",
+                     "CPU seconds of the host since its start, by mode; steal and guest are in none of them "
+                     "(virNodeGetCPUStats, node.cpu.kernel, node.cpu.user, node.cpu.idle, node.cpu.iowait, nanoseconds)"
+                     ".", Kind.COUNTER, NANOSECOND, fixed=(("mode", mode),))
+              for mode in ("kernel", "user", "idle", "iowait")]
+    found += [_field(f"node.memory.{word}", f"memory_{word}_bytes",
+                     f"{text} (virNodeGetMemoryStats, node.memory.{word}, KiB).", scale=KIBIBYTE,
+                     since="12.3.0" if word == "available" else "0.9.3")
+              for word, text in (("total", "Bytes of the host's memory"), ("free", "Bytes of unused memory"),
+                                 ("buffers", "Bytes of memory that buffers take"),
+                                 ("cached", "Bytes of memory that the page cache takes"),
+                                 ("available", "Bytes of memory that new processes can have"))]
+    found += [_field(f"node.cell.<n>.{word}", f"cell_memory_{word}_bytes",
+                     f"{text} of a NUMA cell (virNodeGetMemoryStats, node.cell.<n>.{word}, KiB).", scale=KIBIBYTE,
+                     label="cell") for word, text in (("total", "Bytes of memory"), ("free", "Bytes of unused memory"))]
+    for word, text in (("total", "Huge pages there are"), ("free", "Huge pages not in use")):
+        name = "huge_pages" if word == "total" else "huge_pages_free"
+        found.append(_field(f"node.cell.<n>.pages.<m>.{word}", name,
+                            f"{text}, by NUMA cell and size in bytes (capabilities and virNodeGetFreePages, "
+                            f"node.cell.<n>.pages.<m>.{word}, count).", label="cell", inner_label="size",
+                            since="1.2.6"))
+    found += [_field(f"node.ksm.{word}", "ksm_pages",
+                     "Pages that kernel same-page merging deals with, by state (virNodeGetMemoryParameters, "
+                     "node.ksm.shared, node.ksm.sharing, node.ksm.unshared, node.ksm.volatile, count).",
+                     fixed=(("state", word),), since="0.10.2") for word in _KSM]
+    found.append(_field("node.ksm.full-scans", "ksm_full_scans_total",
+                        "Times that kernel same-page merging looked at all memory (virNodeGetMemoryParameters, "
+                        "node.ksm.full-scans, count).", Kind.COUNTER, since="0.10.2"))
+    return tuple(found)
+
+
+HOST = Collector(name="host", help="The host's CPU, memory, NUMA cells, huge pages, and what the domains have of it.",
+                 declarations=_declarations())
+
+
+class HostSource:
+    """Reads the host.  What the domains were promised comes from the inventory's cached XML, without a call."""
+
+    collector = HOST.name
+    period_s = 15.0
+    deadline_s = 10.0
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+        self._support = Support()
+        self._running: tuple[RunningDomain, ...] = ()
+
+    def parts(self, session: Session, scope: Scope) -> Sequence[str]:
+        self._running = scope.running
+        return ("host",)
+
+    def read(self, session: Session, part: object) -> Iterable[Record]:
+        read_at_s = time.monotonic()
+        connection, ask = session.connection, self._support.ask
+        info = connection.getInfo()
+        stats: dict[str, Value] = {"node.cpus": info[2], "node.cells": info[4]}
+        for mode, value in (ask("getCPUStats", lambda: connection.getCPUStats(-1)) or {}).items():
+            stats[f"node.cpu.{mode}"] = value
+        memory = ask("getMemoryStats", lambda: connection.getMemoryStats(-1)) or {"total": info[1] * 1024}
+        stats |= {f"node.memory.{word}": value for word, value in memory.items()}
+        stats |= self._cells(connection) | self._ksm(connection) | self._allocated()
+        constants = (Constant(NODE_INFO, (("hostname", connection.getHostname()), ("model", str(info[0])))),)
+        yield Record(SUBJECT, self.collector, stats, read_at_s, constants)
+
+    def _cells(self, connection: Any) -> dict[str, Value]:
+        stats: dict[str, Value] = {}
+        text = self._support.ask("getCapabilities", connection.getCapabilities)
+        for cell, pages in sorted(huge_pages(text or "<capabilities/>").items())[:_MOST_CELLS]:
+            memory = self._support.ask("getMemoryStats", partial(connection.getMemoryStats, cell)) or {}
+            stats |= {f"node.cell.{cell}.{word}": memory[word] for word in ("total", "free") if word in memory}
+            if not pages:
+                continue
+            sizes = sorted(pages)
+            free = self._support.ask("getFreePages", partial(connection.getFreePages, sizes, cell, 1)) or {}
+            for size_kib in sizes:
+                stem = f"node.cell.{cell}.pages.{size_kib * 1024}"
+                stats[f"{stem}.total"] = pages[size_kib]
+                if size_kib in free.get(cell, {}):
+                    stats[f"{stem}.free"] = free[cell][size_kib]
+        return stats
+
+    def _ksm(self, connection: Any) -> dict[str, Value]:
+        found = self._support.ask("getMemoryParameters", connection.getMemoryParameters) or {}
+        stats: dict[str, Value] = {f"node.ksm.{word}": found[f"shm_pages_{word}"] for word in _KSM
+                                   if f"shm_pages_{word}" in found}
+        if "shm_full_scans" in found:
+            stats["node.ksm.full-scans"] = found["shm_full_scans"]
+        return stats
+
+    def _allocated(self) -> dict[str, Value]:
+        """Sums over the running domains; absent while one of them is not known yet, since a sum would be too low."""
+        known = [self._inventory.details(domain.uuid, domain.id) for domain in self._running]
+        stats: dict[str, Value] = {}
+        vcpus = [d.vcpus_current for d in known if d is not None and d.vcpus_current is not None]
+        memory = [d.maximum_memory_bytes for d in known if d is not None and d.maximum_memory_bytes is not None]
+        if len(vcpus) == len(known):
+            stats["node.vcpus-allocated"] = sum(vcpus)
+        if len(memory) == len(known):
+            stats["node.memory-allocated"] = sum(memory)
+        return stats
+
+
+def huge_pages(capabilities: str) -> dict[int, dict[int, int]]:
+    """For each NUMA cell's number its huge pages: size in KiB to their number; the smallest size is no huge one."""
+    root = ElementTree.fromstring(capabilities)
+    found: dict[int, dict[int, int]] = {}
+    for cell in root.iterfind("host/topology/cells/cell"):
+        sizes = {int(p.get("size", "0")): int(p.text or 0) for p in cell.iterfind("pages") if p.get("unit") == "KiB"}
+        smallest = min(sizes, default=0)
+        found[int(cell.get("id", "0"))] = {size: count for size, count in sizes.items() if size > smallest}
+    return found

@@ -1,0 +1,155 @@
+"""Tests of the periodic collectors on libvirt's test driver: real calls, and what it does not support."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import libvirt
+import pytest
+
+from collectors import COLLECTORS, SOURCES
+from collectors.background import HASTENED_S
+from collectors.connection import Opener, Session
+from collectors.host import huge_pages
+from collectors.inventory import Inventory
+from collectors.jobs import FAST_S
+from collectors.periodic import RunningDomain, Scope, Source
+from collectors.support import Support
+from tests.samples import builder, series, snapshot
+
+NAMES = ("host", "storage", "volumes", "virtual_networks", "snapshots", "settings", "jobs")
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    made = Session(Opener("test:///default"))
+    yield made
+    made.close()
+
+
+def scope(session: Session) -> Scope:
+    found = session.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+    return Scope(tuple(RunningDomain(d.UUIDString(), d.ID(), d.name()) for d in found))
+
+
+def page(session: Session, source: Source) -> dict[str, float]:
+    """Series of all parts of a source, by name with labels."""
+    collector = next(c for c in COLLECTORS if c.name == source.collector)
+    records = [record for part in source.parts(session, scope(session)) for record in source.read(session, part)]
+    return series(builder([collector]).batch(snapshot(*records)))
+
+
+def made(name: str, inventory: Inventory | None = None) -> Source:
+    return SOURCES[name](inventory or Inventory())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_source_gives_only_what_its_collector_declares_and_no_series_twice(session: Session, name: str) -> None:
+    collector = next(c for c in COLLECTORS if c.name == name)
+    source = made(name)
+    declared = {d.name for d in collector.declarations}
+    assert {series_name.partition("{")[0] for series_name in page(session, source)} <= declared
+    assert page(session, source) is not None  # what is not supported was remembered: again without an error
+
+
+def test_host(session: Session) -> None:
+    inventory = Inventory()
+    running = scope(session).running
+    inventory.refresh(session, [(d.uuid, d.id) for d in running])
+    shown = page(session, made("host", inventory))
+    info = session.connection.getInfo()
+    assert shown["libvirt_node_cpus"] == info[2] == 16
+    assert shown["libvirt_node_cells"] == 2
+    assert shown["libvirt_node_memory_total_bytes"] == info[1] << 20
+    assert shown["libvirt_node_vcpus_allocated"] == 2
+    assert shown["libvirt_node_memory_allocated_bytes"] == 8 << 30
+    assert shown['libvirt_node_cpu_seconds_total{mode="idle"}'] > 0
+    assert "libvirt_node_memory_free_bytes" not in shown  # the test driver does not tell
+
+
+def test_a_sum_over_domains_is_absent_while_one_is_not_known(session: Session) -> None:
+    shown = page(session, made("host", Inventory()))
+    assert "libvirt_node_vcpus_allocated" not in shown
+
+
+def test_huge_pages_by_cell() -> None:
+    text = ("<capabilities><host><topology><cells><cell id='1'><pages unit='KiB' size='4'>99</pages>"
+            "<pages unit='KiB' size='2048'>7</pages></cell></cells></topology></host></capabilities>")
+    assert huge_pages(text) == {1: {2048: 7}}
+    assert huge_pages("<capabilities/>") == {}
+
+
+def test_pools_and_volumes(session: Session) -> None:
+    pool, = session.connection.listAllStoragePools(0)
+    shown = page(session, made("storage"))
+    assert shown['libvirt_pool_state{pool="default-pool",state="running"}'] == 1
+    assert shown['libvirt_pool_info_capacity_bytes{pool="default-pool"}'] == pool.info()[1]
+    assert shown['libvirt_pool_volumes{pool="default-pool"}'] == pool.numOfVolumes()
+    assert len(page(session, made("volumes"))) == 2 * pool.numOfVolumes()
+
+
+def test_an_inactive_pool_has_no_sizes(session: Session) -> None:
+    writer: Any = libvirt.open("test:///default")
+    try:
+        writer.storagePoolLookupByName("default-pool").destroy()
+        shown = page(session, made("storage"))
+        assert shown['libvirt_pool_state{pool="default-pool",state="inactive"}'] == 1
+        assert not [name for name in shown if "_bytes" in name or "volumes" in name]
+    finally:
+        writer.storagePoolLookupByName("default-pool").create()
+        writer.close()
+
+
+def test_networks_and_interfaces(session: Session) -> None:
+    shown = page(session, made("virtual_networks"))
+    assert shown['libvirt_network_active{network="default"}'] == 1
+    assert shown['libvirt_networks{state="active"}'] == 1
+    assert shown['libvirt_node_interface_active{interface="eth1"}'] == 1
+
+
+def test_snapshots_of_domains_running_or_not(session: Session) -> None:
+    source = made("snapshots")
+    assert page(session, source) == {}
+    writer: Any = libvirt.open("test:///default")
+    domain = writer.lookupByName("test")
+    try:
+        for number in range(2):
+            domain.snapshotCreateXML(f"<domainsnapshot><name>s{number}</name></domainsnapshot>", 0)
+        shown = page(session, source)
+        assert shown['libvirt_domain_snapshots{domain="test"}'] == 2
+        oldest = shown['libvirt_domain_snapshot_oldest_timestamp_seconds{domain="test"}']
+        assert 1_700_000_000 < oldest <= shown['libvirt_domain_snapshot_newest_timestamp_seconds{domain="test"}']
+    finally:
+        for one in domain.listAllSnapshots(0):
+            one.delete(0)
+        writer.close()
+    assert page(session, source) == {}
+
+
+def test_settings(session: Session) -> None:
+    shown = page(session, made("settings"))
+    assert shown == {'libvirt_domain_autostart{domain="test"}': 0, 'libvirt_domain_persistent{domain="test"}': 1,
+                     'libvirt_domain_managed_save{domain="test"}': 0}
+
+
+def test_a_domain_without_a_job_has_no_series(session: Session) -> None:
+    assert page(session, made("jobs")) == {}
+    assert made("jobs").period_s > FAST_S >= HASTENED_S
+
+
+def test_unsupported_is_remembered_and_other_errors_are_not() -> None:
+    connection: Any = libvirt.openReadOnly("test:///default")
+    support = Support()
+    asked: list[int] = []
+
+    def call() -> object:
+        asked.append(1)
+        return connection.getMemoryStats(-1)
+
+    assert support.ask("memory", call) is None
+    assert support.ask("memory", call) is None
+    assert len(asked) == 1
+    with pytest.raises(libvirt.libvirtError):
+        support.ask("lookup", lambda: connection.lookupByName("nobody"))
+    assert support.ask("lookup", lambda: connection.lookupByName("test")) is not None
