@@ -1,8 +1,9 @@
 """Benchmark of whole scrapes: virtgauge against Debian's prometheus-libvirt-exporter, in turn, on one fleet.
 
-    python tests/benchmarks/bench_exporters.py [--guests 50] [--pairs 7] [--type qemu|kvm]
+    python tests/benchmarks/bench_exporters.py [--guests 50] [--pairs 7] [--type qemu|kvm] [--service]
 
 Needs root and the Debian package.  CPU is that of the process, of libvirtd and of all QEMUs during a scrape.
+--service adds a minute in service for each (a scrape each 15 s), ours without and with the embedded archive.
 Prints medians and ratios and writes tests/benchmarks/results/exporters-N.json.
 """
 
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class Scrape:
     libvirtd_ms: float
     qemu_ms: float
     series: int
+    measured: int  # neither a state set nor an info series
     counters: int
     bytes: int
 
@@ -49,14 +51,8 @@ class Scrape:
 
 
 def cpu_ms(pid: int) -> float:
-    """CPU time of a process in ms, to the nanosecond where its threads' schedstat can be read."""
-    total_ns = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            total_ns += int((task / "schedstat").read_text().split()[0])
-        except OSError:
-            continue
-    return total_ns / 1e6
+    """CPU time of a process in ms, its ended threads included: the process's own clock (clock_getcpuclockid(3))."""
+    return 1000 * time.clock_gettime((~pid << 3) | 2)
 
 
 def scrape(url: str, own: int, libvirtd: int, qemus: list[int]) -> Scrape:
@@ -69,8 +65,10 @@ def scrape(url: str, own: int, libvirtd: int, qemus: list[int]) -> Scrape:
     time.sleep(0.2)  # what is finished after the answer belongs to the scrape
     used = [cpu_ms(pid) - was for pid, was in zip(pids, before, strict=True)]
     lines = [line for line in page.decode().splitlines() if line.startswith("libvirt_")]
-    counters = [line for line in lines if line.partition("{")[0].endswith(("_total", "_seconds_total"))]
-    return Scrape(wall_ms, used[0], used[1], sum(used[2:]), len(lines), len(counters), len(page))
+    families = [line.partition("{")[0].partition(" ")[0] for line in lines]
+    measured = [name for name in families if not name.endswith(("_info", "_meta", "_state", "_state_reason"))]
+    counters = [name for name in measured if name.endswith("_total")]
+    return Scrape(wall_ms, used[0], used[1], sum(used[2:]), len(lines), len(measured), len(counters), len(page))
 
 
 def qemu_pids(hypervisor: PrivateHypervisor) -> list[int]:
@@ -87,19 +85,58 @@ class GoExporter(Server):
             time.sleep(0.1)
 
 
-def start(hypervisor: PrivateHypervisor) -> tuple[Server, GoExporter]:
-    port, other = free_port(), free_port()
+def our_exporter(hypervisor: PrivateHypervisor, interval: str, flags: Sequence[str] = ()) -> Server:
+    port = free_port()
     program = str(Path(sys.executable).with_name("virtgauge"))
-    ours = Server([program, "exporter", f"--libvirt.uri={hypervisor.read_only_uri}",
-                   f"--web.listen-address=127.0.0.1:{port}", "--sampling.interval=1h"],
+    return Server([program, "exporter", f"--libvirt.uri={hypervisor.read_only_uri}",
+                   f"--web.listen-address=127.0.0.1:{port}", f"--sampling.interval={interval}", *flags],
                   port, hypervisor.folder / "ours.log", os.environ)
-    theirs = GoExporter(["prometheus-libvirt-exporter", f"--libvirt.uri={hypervisor.uri}",
-                         f"--web.listen-address=127.0.0.1:{other}"], other, hypervisor.folder / "go.log", os.environ)
-    ours.start()
-    theirs.start()
-    ours.wait_ready()
-    theirs.wait_up()
-    return ours, theirs
+
+
+def go_exporter(hypervisor: PrivateHypervisor) -> GoExporter:
+    port = free_port()
+    return GoExporter(["prometheus-libvirt-exporter", f"--libvirt.uri={hypervisor.uri}",
+                       f"--web.listen-address=127.0.0.1:{port}"], port, hypervisor.folder / "go.log", os.environ)
+
+
+def service_minute(server: Server, libvirtd: int, qemus: list[int]) -> dict[str, float]:
+    """CPU ms of a minute with four scrapes, once the server has warmed up; children (the archive) count as its own."""
+    urllib.request.urlopen(server.url("/metrics"), timeout=60).read()
+    time.sleep(15)  # the archive's server is up by then
+    own = [server.pid, *children(server.pid)]
+    before = [sum(map(cpu_ms, own)), cpu_ms(libvirtd), sum(map(cpu_ms, qemus))]
+    began = time.monotonic()
+    for turn in range(4):
+        time.sleep(max(0.0, began + 15 * turn - time.monotonic()))
+        urllib.request.urlopen(server.url("/metrics"), timeout=60).read()
+    time.sleep(max(0.0, began + 60 - time.monotonic()))
+    after = [sum(map(cpu_ms, own)), cpu_ms(libvirtd), sum(map(cpu_ms, qemus))]
+    own_ms, libvirtd_ms, qemu_ms = (round(b - a, 1) for a, b in zip(before, after, strict=True))
+    return {"own CPU ms": own_ms, "libvirtd CPU ms": libvirtd_ms, "QEMU CPU ms": qemu_ms,
+            "whole CPU ms": round(own_ms + libvirtd_ms + qemu_ms, 1)}
+
+
+def children(pid: int) -> list[int]:
+    """Processes that this one started, and theirs."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    found = [int(word) for task in tasks for word in (task / "children").read_text().split()]
+    return found + [further for child in found for further in children(child)]
+
+
+def in_service(hypervisor: PrivateHypervisor, libvirtd: int, qemus: list[int]) -> dict[str, dict[str, float]]:
+    """A minute of each, one after the other, with nothing else at work."""
+    table: dict[str, dict[str, float]] = {}
+    archive = [f"--state.directory={hypervisor.folder / 'state'}", "--archive.uri=embedded"]
+    for name, flags in (("virtgauge", []), ("virtgauge with archive", archive)):
+        with our_exporter(hypervisor, "15s", flags) as ours:
+            ours.start()
+            ours.wait_ready()
+            table[name] = service_minute(ours, libvirtd, qemus)
+    with go_exporter(hypervisor) as theirs:
+        theirs.start()
+        theirs.wait_up()
+        table["prometheus-libvirt-exporter"] = service_minute(theirs, libvirtd, qemus)
+    return table
 
 
 def rss_mib(pid: int) -> float:
@@ -130,12 +167,17 @@ def main() -> None:
     parser.add_argument("--guests", type=int, default=int(os.environ.get("BENCH_GUESTS", "50")))
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--type", choices=("qemu", "kvm"), default="kvm" if os.path.exists("/dev/kvm") else "qemu")
+    parser.add_argument("--service", action="store_true", help="add a minute in service of each")
     arguments = parser.parse_args()
     began = time.monotonic()
     with fleet(arguments.guests, arguments.type) as hypervisor:
         print(f"{arguments.guests} guests ({arguments.type}) after {time.monotonic() - began:.0f} s", flush=True)
-        ours, theirs = start(hypervisor)
+        ours, theirs = our_exporter(hypervisor, "1h"), go_exporter(hypervisor)
         try:
+            ours.start()
+            theirs.start()
+            ours.wait_ready()
+            theirs.wait_up()
             libvirtd, qemus = hypervisor.daemon_pid, qemu_pids(hypervisor)
             pairs: list[tuple[Scrape, Scrape]] = []
             for turn in range(arguments.pairs + 1):
@@ -145,7 +187,7 @@ def main() -> None:
                 if turn:  # the first warms up
                     pairs.append(pair)
                     print(f"  pair {turn}: {pair[0].wall_ms:.0f} ms against {pair[1].wall_ms:.0f} ms", flush=True)
-            result = {
+            result: dict[str, object] = {
                 "guests": arguments.guests, "type": arguments.type, "pairs": arguments.pairs,
                 "table": compare([a for a, _ in pairs], [b for _, b in pairs]),
                 "rss MiB": {"virtgauge": round(rss_mib(ours.pid), 1), "go": round(rss_mib(theirs.pid), 1)},
@@ -156,6 +198,8 @@ def main() -> None:
         finally:
             ours.stop()
             theirs.stop()
+        if arguments.service:
+            result["a minute in service"] = in_service(hypervisor, libvirtd, qemus)
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(result, indent=1)
     (RESULTS / f"exporters-{arguments.guests}.json").write_text(text + "\n")
