@@ -24,7 +24,7 @@ from collectors import COLLECTORS
 from exporter.config import Settings
 from exporter.control import own_connectivity
 from exporter.control.connection import Session
-from exporter.control.errors import ControlError
+from exporter.control.errors import ControlError, ForbiddenError, UnconfirmedError
 from exporter.control.executor import Actor, Executor, Request
 from exporter.control.operation import Operation, Parameters, Result, Subject
 from exporter.control.operation import Progress as Step
@@ -189,14 +189,13 @@ class Invocation:
             parameters = parse_parameters(self.operation, parameter_document(self.operation.parameters, values))
             if not self.operation.reads:
                 recover(self.executor)
-            confirmed = self._confirmation(reference, parameters)
-            result = self._run(reference, parameters, self._request(confirmed))
+            result = self._confirmed(reference, parameters)
         except ControlError as error:
             if output != "table":
                 render({"error": {**error.as_json(), "exit_status": error.exit_status}}, output, console)
             raise
         finally:
-            self.executor.session.close()
+            self.executor.close()
         render(result.model_dump(mode="json", exclude_none=True), output, console)
         for warning in result.warnings if output == "table" else ():
             click.echo(f"virtgauge: warning: {printable(warning)}", err=True)
@@ -212,10 +211,34 @@ class Invocation:
             cancelled=threading.Event(),
         )
 
-    def _confirmation(self, reference: str | None, parameters: Parameters) -> str | None:
-        """The subject's name, once the caller has agreed; None where nothing needs it."""
-        if self.operation.reads or self.common.get("dry_run") or not self.operation.is_destructive(parameters):
-            return None
+    def _confirmed(self, reference: str | None, parameters: Parameters) -> Result:
+        """The result, asking first where it is known to be destructive, or where it turns out that it would be."""
+        if self.operation.reads:
+            return self._looked_at(reference, parameters)
+        known = self.operation.is_destructive(parameters) and not self.common.get("dry_run")
+        confirmed = self._agreed(reference, parameters) if known else None
+        try:
+            return self._run(reference, parameters, self._request(confirmed))
+        except UnconfirmedError:
+            if known:
+                raise
+        return self._run(reference, parameters, self._request(self._agreed(reference, parameters)))
+
+    def _looked_at(self, reference: str | None, parameters: Parameters) -> Result:
+        """By the read-only socket; by the other where libvirt shows it to no one else (an XML with its secrets)."""
+        try:
+            return self._run(reference, parameters, self._request(None))
+        except ForbiddenError:
+            self.executor.close()
+        session = Session(self.executor.session.uri)
+        allowed = replace(self, executor=Executor(session, self.executor.folders))
+        try:
+            return allowed._run(reference, parameters, self._request(None))
+        finally:
+            allowed.executor.close()
+
+    def _agreed(self, reference: str | None, parameters: Parameters) -> str | None:
+        """The subject's name, once the caller has agreed; None where there is nothing to change."""
         look = self.executor.run(self.operation, reference, parameters, Request(_actor(""), dry_run=True))
         if look.plan is not None and look.plan.nothing_to_do:
             return None

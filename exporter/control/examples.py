@@ -32,7 +32,7 @@ EXAMPLES: dict[str, tuple[str | None, dict[str, Any]]] = {
     "saved.restore": (_SAVED, {"then": "running"}),
     "saved.adopt": (_SAVED, {}),
     "saved.remove": (_SAVED, {}),
-    "interface.show": ("52:54:00:1A:2B:3C", {}),
+    "interface.show": ("AA:BB:CC:DD:EE:FF", {}),
     "interface.device-show": ("eth0", {}),
     "interface.list": (None, {"active": True}),
     "interface.begin": (None, {"confirm_within_s": 120}),
@@ -45,5 +45,5 @@ EXAMPLES: dict[str, tuple[str | None, dict[str, Any]]] = {
     "interface.define-bond": (None, {"name": "bond1", "port": ["eth1", "eth2"], "miimon_ms": 100}),
     "interface.undefine": ("br1", {}),
     "interface.up": ("br1", {}),
-    "interface.down": ("br1", {"commit": True}),
+    "interface.down": ("br1", {"confirm_within_s": 30}),
 }

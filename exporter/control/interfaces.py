@@ -274,7 +274,9 @@ class Undefine(_Existing):
         return parameters.commit
 
     def plan(self, call: Call, parameters: Changing) -> Plan:
-        return super().plan(call, parameters).model_copy(update={"lost": [f"the definition of {call.subject.name}"]})
+        # Until it is committed it can be undone, so that nothing is lost.
+        lost = [f"the definition of {call.subject.name}"] if parameters.commit else []
+        return super().plan(call, parameters).model_copy(update={"lost": lost})
 
     def difference(self, call: Call, parameters: Changing) -> str:
         old = _definition(call.subject.handle).splitlines()

@@ -17,7 +17,11 @@ import libvirt
 import pytest
 
 from collectors.connection import start_event_loop
+from exporter import cli
+from exporter.control.operations import by_name
+from exporter.control_reference import command_words
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from tests.live.sector_guests import define, saying
 
 WAIT_S = 60.0
 
@@ -194,3 +198,39 @@ def test_the_read_only_socket_refuses_every_change(hypervisor: PrivateHypervisor
             assert caught.value.get_error_code() == libvirt.VIR_ERR_OPERATION_DENIED
     finally:
         connection.close()
+
+
+def test_the_examples_of_the_documentation_run(
+    writable: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    verbs = (
+        "list", "show", "begin", "define-ethernet", "define-bridge", "define-vlan", "define-bond", "change", "up",
+        "down", "undefine", "commit", "begin", "rollback", "device-list",
+    )  # fmt: skip
+    for verb in verbs:
+        words = command_words(by_name()[f"interface.{verb}"])
+        status = cli.run([*words, "--libvirt.uri", writable.getURI(), "--state.directory", str(state)])
+        assert status == 0, (words, capfd.readouterr().err)
+    assert {"eth1", "eth1.42", "bond1"} == names(writable)
+    capfd.readouterr()
+
+
+def test_the_examples_of_reading_and_of_power_run_on_a_real_guest(
+    hypervisor: PrivateHypervisor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    guest = define(hypervisor, "web1", saying("UP"))
+    state = ["--libvirt.uri", hypervisor.uri, "--state.directory", str(tmp_path / "state")]
+    verbs = ("list", "show", "xml", "start", "compare", "suspend", "resume", "reset", "managed-save",
+             "managed-save-remove", "start", "destroy")  # fmt: skip
+    try:
+        for verb in verbs:
+            operation = by_name()[f"domain.{verb}"]
+            yes = [] if operation.reads else ["--yes"]
+            status = cli.run([*command_words(operation), *state, *yes])
+            assert status == 0, (verb, capfd.readouterr().err)
+    finally:
+        if hypervisor.virsh("domstate", guest.name).strip() != "shut off":
+            hypervisor.virsh("destroy", guest.name)
+        hypervisor.virsh("undefine", "--managed-save", guest.name)
+    capfd.readouterr()
