@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import uuid as uuids
 from typing import Any, ClassVar
 from xml.etree import ElementTree
 
@@ -11,6 +12,7 @@ import libvirt
 from pydantic import Field, JsonValue
 
 from exporter.control.allow_list import checked_domain_xml, parse
+from exporter.control.comparing import comparable_pair
 from exporter.control.connection import Session
 from exporter.control.domain import DomainOperation, P, domain_state, is_state, live_state, subject_of
 from exporter.control.errors import InvalidError, RefusedError, UnsupportedError
@@ -20,8 +22,8 @@ from exporter.control.guest_xml import console_file, guest_xml, host_type
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Role, State, Subject
 
 
-class _Defines(Operation[P]):
-    """What all ways of making a domain share: `_name`, `_uuid` and `_xml` tell what is to be made."""
+class DefinesDomain(Operation[P]):
+    """What all ways of making a domain share: `identity` and `xml` tell what is to be made."""
 
     noun = "domain"
     area = "definition"
@@ -29,11 +31,11 @@ class _Defines(Operation[P]):
     deadline_s = 60.0
     boots: ClassVar[bool] = False
 
-    def _identity(self, parameters: P) -> tuple[str, str | None]:
+    def identity(self, parameters: P) -> tuple[str, str | None]:
         """Name, and UUID where one is given."""
         raise NotImplementedError
 
-    def _xml(self, call: Call, parameters: P, kind: str) -> str:
+    def xml(self, call: Call, parameters: P, kind: str) -> str:
         raise NotImplementedError
 
     def _replaces(self, parameters: P) -> bool:
@@ -46,18 +48,20 @@ class _Defines(Operation[P]):
         return False
 
     def find(self, session: Session, reference: str | None, parameters: P) -> Subject:
-        name, uuid = self._identity(parameters)
+        name, uuid = self.identity(parameters)
         existing = _existing(session, name, uuid)
         if existing is not None:
             return subject_of(existing)
-        key = f"domain-{uuid}" if uuid else f"domain-name-{name}"
-        return Subject(kind="domain", key=key, name=name, uuid=uuid, exists=False)
+        # Chosen now, and given back to us as the reference once its lock is held: who finds the new domain by name
+        # meanwhile waits at the same lock.
+        made_up = uuid or reference or str(uuids.uuid4())
+        return Subject(kind="domain", key=f"domain-{made_up}", name=name, uuid=made_up, exists=False)
 
     def state(self, call: Call, parameters: P) -> State:
         return domain_state(call.subject.handle) if call.subject.exists else {"state": "not defined"}
 
     def check(self, call: Call, parameters: P) -> None:
-        name, uuid = self._identity(parameters)
+        name, uuid = self.identity(parameters)
         found = call.subject
         if getattr(parameters, "bootloader", None) and call.session.driver == "QEMU":
             raise UnsupportedError(
@@ -72,17 +76,18 @@ class _Defines(Operation[P]):
         if found.name != name:
             raise RefusedError(f"UUID {uuid} is domain {found.name}", next_step="rename that, or choose another UUID")
         if not self._replaces(parameters):
-            raise RefusedError(f"domain {name} is defined already", next_step="give --replace to change its definition")
+            step = "give --replace to change it" if hasattr(parameters, "replace") else "choose another name"
+            raise RefusedError(f"domain {name} is defined already", next_step=step)
 
     def plan(self, call: Call, parameters: P) -> Plan:
-        wanted = self._xml(call, parameters, host_type(call.session))
+        wanted = self.xml(call, parameters, host_type(call.session))
         now = _inactive_xml(call.subject.handle) if call.subject.exists else ""
         warnings = ["it runs: the new definition counts from its next boot"] if _runs(call.subject) else []
         step = "create it transient and boot it" if self.boots else "define it"
         return Plan(state=self.state(call, parameters), steps=[step], diff=_diff(now, wanted), warnings=warnings)
 
     def act(self, call: Call, parameters: P) -> None:
-        xml = self._xml(call, parameters, host_type(call.session))
+        xml = self.xml(call, parameters, host_type(call.session))
         _prepare_console(call.folders, xml)
         connection = call.session.connection
         if self.boots:
@@ -107,18 +112,18 @@ class DefineParameters(GuestFields):
     replace: bool = Field(default=False, description="Change the definition of a domain of that name.")
 
 
-class Define(_Defines[DefineParameters]):
+class Define(DefinesDomain[DefineParameters]):
     verb = "define"
     summary = "Defines a domain from fields, without starting it."
     parameters = DefineParameters
 
-    def _identity(self, parameters: DefineParameters) -> tuple[str, str | None]:
+    def identity(self, parameters: DefineParameters) -> tuple[str, str | None]:
         return parameters.name, parameters.uuid
 
     def _replaces(self, parameters: DefineParameters) -> bool:
         return parameters.replace
 
-    def _xml(self, call: Call, parameters: DefineParameters, kind: str) -> str:
+    def xml(self, call: Call, parameters: DefineParameters, kind: str) -> str:
         return guest_xml(parameters, call.folders, kind, call.subject.uuid)
 
 
@@ -126,19 +131,19 @@ class CreateParameters(GuestFields):
     paused: bool = Field(default=False, description="Start with the CPUs stopped.")
 
 
-class Create(_Defines[CreateParameters]):
+class Create(DefinesDomain[CreateParameters]):
     verb = "create"
     summary = "Creates a transient domain from fields and boots it; it is gone when it stops."
     parameters = CreateParameters
     boots = True
 
-    def _identity(self, parameters: CreateParameters) -> tuple[str, str | None]:
+    def identity(self, parameters: CreateParameters) -> tuple[str, str | None]:
         return parameters.name, parameters.uuid
 
     def _paused(self, parameters: CreateParameters) -> bool:
         return parameters.paused
 
-    def _xml(self, call: Call, parameters: CreateParameters, kind: str) -> str:
+    def xml(self, call: Call, parameters: CreateParameters, kind: str) -> str:
         return guest_xml(parameters, call.folders, kind, call.subject.uuid)
 
 
@@ -152,7 +157,7 @@ class CreateXmlParameters(Parameters):
     paused: bool = Field(default=False, description="Start with the CPUs stopped.")
 
 
-class _DefinesXml(_Defines[P]):
+class _DefinesXml(DefinesDomain[P]):
     """From outside XML: the right of administrators, through the allow-list, validated by libvirt's schema."""
 
     role = Role.ADMIN
@@ -160,11 +165,11 @@ class _DefinesXml(_Defines[P]):
     def _validates(self) -> bool:
         return True
 
-    def _identity(self, parameters: P) -> tuple[str, str | None]:
+    def identity(self, parameters: P) -> tuple[str, str | None]:
         # The first look, before the allow-list knows the folders: only for the name and UUID.
-        return _identity_of(parameters.xml)  # type: ignore[attr-defined]
+        return _named_in(parameters.xml)  # type: ignore[attr-defined]
 
-    def _xml(self, call: Call, parameters: P, kind: str) -> str:
+    def xml(self, call: Call, parameters: P, kind: str) -> str:
         root = checked_domain_xml(parameters.xml, call.folders)  # type: ignore[attr-defined]
         if root.find("uuid") is None and call.subject.uuid:
             ElementTree.SubElement(root, "uuid").text = call.subject.uuid
@@ -211,9 +216,7 @@ class Compare(DomainOperation[NoParameters]):
         if not (handle.isActive() and handle.isPersistent()):
             what = "is not running" if not handle.isActive() else "is transient"
             raise RefusedError(f"domain {call.subject.name} {what}: there are no two to compare", next_step="see xml")
-        # The migratable form leaves out what libvirt adds to a running one (aliases, labels, addresses of ptys).
-        live = _comparable(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE))
-        diff = _diff(live, _comparable(_inactive_xml(handle)), "running", "next boot")
+        diff = _diff(*comparable_pair(handle.XMLDesc(0), _inactive_xml(handle)), "running", "next boot")
         return {"differs": bool(diff), "diff": diff}
 
 
@@ -325,7 +328,7 @@ def _existing(session: Session, name: str, uuid: str | None) -> Any:
     return None
 
 
-def _identity_of(xml: str) -> tuple[str, str | None]:
+def _named_in(xml: str) -> tuple[str, str | None]:
     root, _lines = parse(xml)
     name, uuid = (root.findtext("name") or "").strip(), (root.findtext("uuid") or "").strip()
     if not name or not name.isprintable():
@@ -349,13 +352,6 @@ def _runs(subject: Subject) -> bool:
 
 def _inactive_xml(handle: Any) -> str:
     return str(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-
-
-def _comparable(xml: str) -> str:
-    root = ElementTree.fromstring(xml)
-    root.attrib.pop("id", None)
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _diff(now: str, wanted: str, was: str = "now", then: str = "then") -> str:

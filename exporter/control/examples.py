@@ -23,6 +23,8 @@ EXAMPLES: dict[str, tuple[str | None, dict[str, Any]]] = {
     "domain.create": (None, _GUEST),
     "domain.define-xml": (None, {"xml": _XML}),
     "domain.create-xml": (None, {"xml": _XML}),
+    "domain.provision": (None, {**_GUEST, "expect_agent": True, "within_s": 300, "seed_hostname": "web1"}),
+    "domain.cdrom-insert": ("web1", {"iso": "/var/lib/libvirt/images/rescue.iso"}),
     "domain.rename": ("web1", {"new_name": "www1"}),
     "domain.undefine": ("web1", {"managed_save": True}),
     "domain.shutdown": ("web1", {"acpi_timeout_s": 120}),

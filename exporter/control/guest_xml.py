@@ -29,8 +29,13 @@ def host_type(session: Session) -> str:
     return "kvm" if "type='kvm'" in session.connection.getCapabilities() else "qemu"
 
 
-def guest_xml(fields: GuestFields, folders: Folders, kind: str, guest_uuid: str | None = None) -> str:
-    """The domain XML. Raises InvalidError for a path outside the folders, missing, or an image with a backing file."""
+def guest_xml(
+    fields: GuestFields, folders: Folders, kind: str, guest_uuid: str | None = None, seed: Path | None = None
+) -> str:
+    """The domain XML; `seed` is a file of ours for a second CD-ROM drive.
+
+    Raises InvalidError for a path outside the folders, missing, or an image with a backing file.
+    """
     identity = fields.uuid or guest_uuid or str(uuid.uuid4())
     domain = Element("domain", type=fields.type or kind)
     _text(domain, "name", fields.name)
@@ -54,7 +59,7 @@ def guest_xml(fields: GuestFields, folders: Folders, kind: str, guest_uuid: str 
     SubElement(domain, "clock", offset="utc")
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", fields.on_crash)):
         _text(domain, event, action)
-    domain.append(_devices(fields, folders, identity))
+    domain.append(_devices(fields, folders, identity, seed))
     indent(domain)
     return tostring(domain, encoding="unicode")
 
@@ -82,13 +87,17 @@ def _natural_order(fields: GuestFields) -> tuple[str, ...]:
     return tuple(device for device, present in there if present)
 
 
-def _devices(fields: GuestFields, folders: Folders, identity: str) -> Element:
+def _devices(fields: GuestFields, folders: Folders, identity: str, seed: Path | None) -> Element:
     devices = Element("devices")
     used: dict[str, int] = {}
     for disk in fields.disks:
         devices.append(disk_element(disk, folders, used))
+    bus = "ide" if fields.machine in (None, "pc") else "sata"
     if fields.cdrom is not None:
-        devices.append(cdrom_element(fields.cdrom, folders, used, "ide" if fields.machine in (None, "pc") else "sata"))
+        iso = str(folders.image(fields.cdrom, "the ISO")) if fields.cdrom else ""
+        devices.append(cdrom_element(iso, used, bus))
+    if seed is not None:
+        devices.append(cdrom_element(str(seed), used, bus))
     for interface in fields.interfaces:
         devices.append(interface_element(interface))
     serial = SubElement(devices, "serial", type="pty")
@@ -120,12 +129,12 @@ def disk_element(disk: GuestDisk, folders: Folders, used: dict[str, int]) -> Ele
     return element
 
 
-def cdrom_element(iso: str, folders: Folders, used: dict[str, int], bus: str) -> Element:
+def cdrom_element(iso: str, used: dict[str, int], bus: str) -> Element:
     """A CD-ROM drive with `iso` in it, or empty for ''."""
     element = Element("disk", type="file", device="cdrom")
     SubElement(element, "driver", name="qemu", type="raw")
     if iso:
-        SubElement(element, "source", file=str(folders.image(iso, "the ISO")))
+        SubElement(element, "source", file=iso)
     SubElement(element, "target", dev=_target(bus, used), bus=bus)
     SubElement(element, "readonly")
     return element

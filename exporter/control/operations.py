@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.control import definition, interface_reading, interfaces, lifecycle, lookup, save_restore
+from exporter.control import definition, interface_reading, interfaces, lifecycle, lookup, provisioning, save_restore
 from exporter.control.operation import Operation
 
 OPERATIONS: tuple[Operation[Any], ...] = (
     *lookup.OPERATIONS,
     *definition.OPERATIONS,
     *lifecycle.OPERATIONS,
+    *provisioning.OPERATIONS,
     *save_restore.OPERATIONS,
     *interface_reading.OPERATIONS,
     *interfaces.OPERATIONS,
