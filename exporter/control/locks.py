@@ -64,7 +64,7 @@ class Locks:
                 raise BusyError(
                     f"{what} is busy with {holder.get('operation', 'another operation')}"
                     f" asked by {holder.get('actor', 'somebody')}",
-                    next_step="ask again when it is done, or give --wait-lock",
+                    next_step="ask again when it is done, or give --wait 30s",
                 )
             time.sleep(_POLL_S)
         return SubjectLock(fd)
