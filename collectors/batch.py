@@ -7,7 +7,7 @@ its shape, and it reuses each unchanged record's own columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .fields import Constant, Declaration, Field, Kind, Ratio, escape_label_value
+from .filters import Cap
 from .layout import Compiler, Layout
 from .snapshot import Record, Snapshot, Subject, Value
 
@@ -256,8 +257,12 @@ class Batch:
 class Builder:
     """Turns Snapshots into Batches; keeps the placements between samples.  One thread at a time."""
 
-    def __init__(self, compiler: Compiler) -> None:
+    def __init__(self, compiler: Compiler, choose: Callable[[Sequence[Record]], Sequence[Record]] | None = None,
+                 cap: Cap | None = None) -> None:
+        """``choose`` leaves Records out, ``cap`` whole domains by the number of their series."""
         self.compiler = compiler
+        self._choose = choose
+        self._cap = cap
         self.catalogue = Catalogue(compiler.declarations)
         self._placements: dict[tuple[tuple[str | int, ...], str], Placement] = {}
         self._columns: dict[int, tuple[Layout, Columns]] = {}
@@ -265,8 +270,14 @@ class Builder:
 
     def batch(self, snapshot: Snapshot) -> Batch:
         """The Batch of a Snapshot.  No value, however odd, makes it fail: what is no number is absent."""
-        records = _ordered(snapshot.records)
+        chosen = snapshot.records if self._choose is None else self._choose(snapshot.records)
+        records = _ordered(chosen)
         placements = tuple(self._place(record) for record in records)
+        if self._cap is not None:
+            cut = self._cap.cut(*_counts(placements))
+            if cut:
+                records = [r for r in records if r.subject.kind != "domain" or r.subject.name not in cut]
+                placements = tuple(p for p in placements if p.subject.kind != "domain" or p.subject.name not in cut)
         if placements != self.plan.placements:
             self.plan = Plan(placements, self.catalogue)
             self._placements = {(p.subject.key, p.source): p for p in placements}
@@ -292,6 +303,20 @@ class Builder:
         if kept is None:
             kept = self._columns[id(layout)] = (layout, Columns.of(layout, self.catalogue))
         return Placement(record, layout, kept[1], self.catalogue)
+
+
+def _counts(placements: Sequence[Placement]) -> tuple[dict[str, int], int]:
+    """Rows of each domain, by its name, and of all else together."""
+    counts: dict[str, int] = {}
+    others = 0
+    for placement in placements:
+        columns = placement.columns
+        rows = len(columns.measured_family) + len(columns.formula_family) + len(placement.constant_family)
+        if placement.subject.kind == "domain":
+            counts[placement.subject.name] = counts.get(placement.subject.name, 0) + rows
+        else:
+            others += rows
+    return counts, others
 
 
 def _ordered(records: Sequence[Record]) -> list[Record]:

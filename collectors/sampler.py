@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from .asking import SLICE_S, Answers, Asking, Deadline
@@ -51,11 +51,14 @@ class Sampler:
     def __init__(self, pool: LanePool, inventory: Inventory, collectors: Iterable[Collector],
                  records: DomainRecords, background: Background, chunk: int = 12, constants: tuple[Constant, ...] = (),
                  wall_clock: Callable[[], float] = time.time,
-                 own_records: Iterable[Callable[[float], Record]] = (), heard: Iterable[Heard] = ()) -> None:
+                 own_records: Iterable[Callable[[float], Record]] = (), heard: Iterable[Heard] = (),
+                 wants: Callable[[str, str], bool] = lambda uuid, name: True) -> None:
         """``own_records`` give other parts' series about themselves, with the monotonic time of the sampling.
 
-        ``heard`` are the collectors that ask libvirt nothing, since they are told.
+        ``heard`` are the collectors that ask libvirt nothing, since they are told.  ``wants`` says by uuid
+        and name which domains are watched at all.
         """
+        self._wants = wants
         self._heard = tuple(heard)
         self._pool = pool
         self._own_records = tuple(own_records)
@@ -102,7 +105,7 @@ class Sampler:
             return None
         self.error = ""
         found: Roster = call.result
-        return found
+        return replace(found, entries=tuple(e for e in found.entries if self._wants(e.uuid, e.name)))
 
     def _find(self, running: list[Key], deadline: Deadline) -> None:
         """Read what is new of the running domains, first: which groups one is asked for depends on what is found.

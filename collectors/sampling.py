@@ -49,6 +49,10 @@ def sampling(collectors: Iterable[Collector]) -> Collector:
         _own("sampler.samples", "virtgauge_sampler_samples_total",
              "Samplings of libvirt, whoever asked (sampler.samples, samplings).", Kind.COUNTER),
         _own("page.series", "virtgauge_series", "Series on the page before this one (page.series, series)."),
+        *(_own(f"cut.{limit}", "virtgauge_series_cut_domains",
+               "Domains that are not on the page because they, or all together, have too many series "
+               "(filter.max_series_per_domain, filter.max_series; cut.domain, cut.all, domains).",
+               fixed=(("limit", limit),)) for limit in ("domain", "all")),
         # The page itself adds this one, since a sample ages after it was taken.
         _own("sample.age", "virtgauge_sample_age_seconds",
              "Seconds since the sample on this page was whole (sample.age, seconds)."),

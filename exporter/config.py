@@ -20,6 +20,7 @@ from exporter.setting_types import (
     FilePath,
     LibvirtUri,
     ListenAddresses,
+    Regex,
     Size,
     TelemetryPath,
     parse_list,
@@ -183,6 +184,29 @@ class HistorySettings(Section):
     )
 
 
+class FilterSettings(Section):
+    """Which domains and devices are watched; patterns match whole texts."""
+
+    domain_include: Regex | None = Field(default=None, description="Watch only domains whose name matches.")
+    domain_exclude: Regex | None = Field(default=None, description="Leave out domains whose name matches.")
+    uuid_include: Regex | None = Field(default=None, description="Watch only domains whose UUID matches.")
+    uuid_exclude: Regex | None = Field(default=None, description="Leave out domains whose UUID matches.")
+    metadata_include: Regex | None = Field(
+        default=None, description="Watch only domains with such metadata, like project_name=blue.*."
+    )
+    metadata_exclude: Regex | None = Field(
+        default=None, description="Leave out domains with such metadata, like project_name=blue.*."
+    )
+    device_include: Regex | None = Field(default=None, description="Show only disks and interfaces whose name matches.")
+    device_exclude: Regex | None = Field(default=None, description="Leave out disks and interfaces whose name matches.")
+    max_series_per_domain: int = Field(
+        default=0, ge=0, description="Leave out a domain with more series than this; 0 is no limit."
+    )
+    max_series: int = Field(
+        default=0, ge=0, description="Leave out whole domains beyond this number of series; 0 is no limit."
+    )
+
+
 class Settings(Section):
     """All settings, checked; `load_settings` makes them. Frozen, so every thread may read them."""
 
@@ -195,6 +219,7 @@ class Settings(Section):
     host: HostSettings = HostSettings()
     state: StateSettings = StateSettings()
     compat: CompatSettings = CompatSettings()
+    filter: FilterSettings = FilterSettings()
     control: ControlSettings = ControlSettings()
     archive: ArchiveSettings = ArchiveSettings()
     history: HistorySettings = HistorySettings()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from collectors.event_counts import EventCounts
 from collectors.event_names import COUNTED
 from collectors.events import Event, EventListener
 from collectors.fields import Collector
+from collectors.filters import Cap, Choice, Filters
 from collectors.inventory import Inventory
 from collectors.jobs import JobSource
 from collectors.kernel import KernelSource, raise_open_files_limit
@@ -27,7 +29,7 @@ from collectors.sampler import Sampler
 from collectors.sampling import sampling
 from collectors.target import Target
 
-from .config import Settings
+from .config import FilterSettings, Settings
 from .metrics_app import exporter_application
 from .page import TargetPage, process_registry
 from .refusals import Refusals
@@ -71,14 +73,19 @@ class Exporter:
         self.archive = _archive(settings)
         own = [sampling(enabled), *(archive_collectors() if self.archive else ())]
         compiler = Compiler([*own, *enabled])
-        builder = Builder(compiler)
+        filters = filters_of(settings.filter)
+        choosing = bool(filters.metadata or filters.device)
+        cap = Cap(settings.filter.max_series_per_domain, settings.filter.max_series)
+        capped = bool(settings.filter.max_series_per_domain or settings.filter.max_series)
+        builder = Builder(compiler, (lambda found: filters.chosen(found, self.inventory.details)) if choosing else None,
+                          cap if capped else None)
         local = is_local(settings.libvirt.uri, os.environ.get("LIBVIRT_DEFAULT_URI"))
         kernel = KernelSource() if local and settings.sampling.kernel == "auto" else None
         groups = {"state", *(group for collector in enabled for group in collector.groups)}
         records = DomainRecords(groups, self.inventory, kernel)
         sampler = Sampler(self.pool, self.inventory, enabled, records, self.background, settings.sampling.chunk,
-                          build_info(VERSION), own_records=[self.archive.own_record] if self.archive else (),
-                          heard=[counts] if counting else ())
+                          build_info(VERSION), heard=[counts] if counting else (), wants=filters.wants,
+                          own_records=[cap.own_record, *([self.archive.own_record] if self.archive else [])])
         self.target = Target(sampler, builder, settings.sampling.max_age, settings.sampling.interval,
                              [self.archive.record] if self.archive else ())
         registry = None if settings.web.disable_exporter_metrics else process_registry(refusals)
@@ -147,6 +154,17 @@ def archive_collectors() -> tuple[Collector, ...]:
     from .archive.metrics import ARCHIVE
 
     return (ARCHIVE,)
+
+
+def filters_of(settings: FilterSettings) -> Filters:
+    """The choices of the settings, their regular expressions compiled."""
+    def choice(include: str | None, exclude: str | None) -> Choice:
+        return Choice(re.compile(include) if include else None, re.compile(exclude) if exclude else None)
+
+    return Filters(choice(settings.domain_include, settings.domain_exclude),
+                   choice(settings.uuid_include, settings.uuid_exclude),
+                   choice(settings.metadata_include, settings.metadata_exclude),
+                   choice(settings.device_include, settings.device_exclude))
 
 
 def families_of(collectors: Iterable[Collector]) -> dict[str, frozenset[str]]:

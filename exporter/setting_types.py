@@ -167,6 +167,19 @@ def parse_listen_address(value: object) -> ListenAddress:
     return ListenAddress.parse(value)
 
 
+def check_regex(value: str) -> str:
+    """The text itself; raises ValueError where it is no regular expression."""
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"is not a regular expression ({error})") from error
+    return value
+
+
+Regex = Annotated[str, AfterValidator(check_regex)]
+"""A regular expression, checked, kept as text; Python's syntax, matched against whole texts."""
+
+
 def parse_off(value: object) -> object:
     """YAML 1.1 reads a bare `off` as false."""
     return "off" if value is False else value

@@ -99,6 +99,10 @@ def test_the_three_spellings_of_each_setting_agree(tmp_path):
         "host.name": "kestrel",
         "state.directory": "/s",
         "compat.names": "tinkoff,kumina",
+        **{f"filter.{what}_{way}": "web-[0-9]+" for what in ("domain", "uuid", "metadata", "device")
+           for way in ("include", "exclude")},
+        "filter.max_series_per_domain": "500",
+        "filter.max_series": "90000",
         "control.listen_address": "[::1]:2",
         "control.image_directory": "/i,/j",
         "archive.uri": "mongodb://mongo.example.org/?authSource=admin",
@@ -120,7 +124,7 @@ def test_the_three_spellings_of_each_setting_agree(tmp_path):
         by_flag = load({key: value})
         by_environment = load(environ={known[key].environment: value})
         # Numbers and switches are bare in YAML, text is quoted.
-        in_yaml = value if value in ("true", "4", "7", "8") else f"'{value}'"
+        in_yaml = value if value == "true" or value.isdigit() else f"'{value}'"
         opened = "".join(f"{section}: {{" for section in sections)
         by_file = load(file=f"{{{opened}{name}: {in_yaml}{'}' * len(sections)}}}\n", tmp_path=tmp_path)
         assert by_flag == by_environment == by_file.model_copy(update={"config": by_flag.config}), key

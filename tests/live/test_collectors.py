@@ -1,0 +1,119 @@
+"""The collectors beside the sampling against a real libvirt: what is provoked there must show on the page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from exporter.demonstration.guest_console import GuestConsole
+from exporter.demonstration.guest_definition import Accelerator
+from exporter.demonstration.guest_image import GuestImage
+from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from tests.live.conftest import DISK_BYTES, StartExporter, new_guest
+from tests.live.servers import Server
+from tests.samples import values_of
+
+ALL = ["kvm", "kvm.all", "perf", "iothread", "bandwidth", "dirtyrate", "volumes"]
+FLAGS = ["--sampling.max-age=0s", *(f"--collector.{name}" for name in ALL)]
+
+
+def shown(server: Server, part: str) -> dict[str, float]:
+    return {name: value for name, value in values_of(server.get("/metrics")).items() if part in name}
+
+
+def wait_for(server: Server, part: str, true: Callable[[dict[str, float]], bool],
+             span_s: float = 90) -> dict[str, float]:
+    """The series whose name holds ``part``, once they are as wanted."""
+    deadline_s = time.monotonic() + span_s
+    while not true(found := shown(server, part)):
+        assert time.monotonic() < deadline_s, found
+        time.sleep(0.5)
+    return found
+
+
+@pytest.fixture
+def guest(hypervisor: PrivateHypervisor, image: GuestImage, guest_accelerator: Accelerator) -> str:
+    """A guest of this module's tests, defined for good and running, with a qcow2 disk."""
+    name = "beside"
+    if name in hypervisor.virsh("list", "--all", "--name"):
+        return name
+    made = new_guest(hypervisor, name, guest_accelerator)
+    file = Path(hypervisor.folder) / "definitions" / f"{name}.xml"
+    overlay = made.disks[0].file.with_suffix(".qcow2")
+    hypervisor.run("qemu-img", "create", "-q", "-f", "qcow2", str(overlay), str(DISK_BYTES))
+    text = hypervisor.definition(made, image).replace(str(made.disks[0].file), str(overlay))
+    file.write_text(text.replace('name="qemu" type="raw"', 'name="qemu" type="qcow2"'))
+    hypervisor.virsh("define", str(file))
+    hypervisor.virsh("start", name)
+    hypervisor.console(name).wait_ready()
+    return name
+
+
+def test_every_collector_succeeds_and_an_idle_guest_has_no_series_of_optional_parts(
+        hypervisor: PrivateHypervisor, load_guest: GuestConsole, start_exporter: StartExporter) -> None:
+    server = start_exporter(hypervisor.read_only_uri, FLAGS)
+    wait_for(server, "libvirt_scrape_collector_success", lambda found: len(found) >= 20 and set(found.values()) == {1})
+    own = shown(server, 'domain="load"')
+    optional = ("job", "snapshot", "checkpoint", "perf", "bandwidth", "cache_occupancy", "limit", "iothread",
+                "affinity", "request_duration", "interval")
+    assert [name for name in own if any(f"_{word}" in name.partition("{")[0] for word in optional)] == []
+    assert own['libvirt_domain_persistent{domain="load"}'] == 0
+    status = 'libvirt_domain_dirtyrate_status{domain="load",status="unstarted"}'
+    wait_for(server, status, lambda found: found.get(status) == 1)
+    node = shown(server, "libvirt_node_")
+    assert node["libvirt_node_vcpus_allocated"] >= 1
+    total = int(next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines()
+                     if line.startswith("MemTotal"))) * 1024
+    assert node["libvirt_node_memory_total_bytes"] == pytest.approx(total, rel=0.01)
+
+
+def test_pools_and_volumes(hypervisor: PrivateHypervisor, start_exporter: StartExporter) -> None:
+    folder = hypervisor.folder / "pool"
+    folder.mkdir()
+    hypervisor.virsh("pool-create-as", "images", "dir", "--target", str(folder))
+    hypervisor.virsh("vol-create-as", "images", "a.raw", "1MiB")
+    try:
+        server = start_exporter(hypervisor.read_only_uri, FLAGS)
+        wait_for(server, "libvirt_volume_", lambda found: len(found) == 2)
+        found = wait_for(server, "libvirt_pool_", lambda found: len(found) >= 10)
+        assert found['libvirt_pool_state{pool="images",state="running"}'] == 1
+        assert found['libvirt_pool_volumes{pool="images"}'] == 1
+        capacity = hypervisor.virsh("pool-info", "images", "--bytes").split("Capacity:")[1].split()[0]
+        assert found['libvirt_pool_info_capacity_bytes{pool="images"}'] == int(capacity)
+    finally:
+        hypervisor.virsh("pool-destroy", "images")
+
+
+def test_events_snapshots_and_jobs_of_a_guest(hypervisor: PrivateHypervisor, guest: str,
+                                              start_exporter: StartExporter) -> None:
+    server = start_exporter(hypervisor.read_only_uri, FLAGS)
+    persistent = f'libvirt_domain_persistent{{domain="{guest}"}}'
+    wait_for(server, persistent, lambda found: found.get(persistent) == 1)
+    event = f'libvirt_domain_events_total{{domain="{guest}",event="%s",detail="%s"}}'
+    hypervisor.virsh("suspend", guest)
+    hypervisor.virsh("resume", guest)
+    found = wait_for(server, "libvirt_domain_events_total", lambda found: event % ("resumed", "unpaused") in found)
+    assert found[event % ("suspended", "paused")] == 1
+    assert found[event % ("crashed", "panicked")] == 0
+    hypervisor.virsh("snapshot-create-as", guest, "first", timeout_s=120)
+    count = f'libvirt_domain_snapshots{{domain="{guest}"}}'
+    wait_for(server, "libvirt_domain_snapshot", lambda found: found.get(count) == 1)
+    # A copy that may move 64 KiB a second stays long enough to be seen.
+    copy = hypervisor.folder / "images" / "copy.qcow2"
+    hypervisor.virsh("snapshot-delete", guest, "first", timeout_s=120)
+    hypervisor.virsh("blockcopy", guest, "vda", "--dest", str(copy), "--transient-job", "--bandwidth", "65536",
+                     "--bytes")
+    label = f'libvirt_domain_block_job_info{{domain="{guest}",target_device="vda",type="copy"}}'
+    wait_for(server, "libvirt_domain_block_job", lambda found: found.get(label) == 1)
+    hypervisor.virsh("blockjob", guest, "vda", "--abort")
+    wait_for(server, "libvirt_domain_block_job", lambda found: not found)
+    hypervisor.virsh("managedsave", guest, timeout_s=120)
+    saved = f'libvirt_domain_managed_save{{domain="{guest}"}}'
+    wait_for(server, "libvirt_domain_managed_save", lambda found: found.get(saved) == 1)
+    found = wait_for(server, "libvirt_domain_events_total", lambda found: event % ("stopped", "saved") in found)
+    assert found[event % ("job_completed", "save")] == 1
+
+
