@@ -39,6 +39,7 @@ HANDSHAKE_S = 10.0
 STALLED_S = 30.0
 # One that takes a little now and then, after this: a scraper has given up long before.
 SENDING_S = 120.0
+_TAKEN_AT_ONCE = 16
 _AT_THE_LIMIT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -63,11 +64,11 @@ class Crowd:
             return True
         self.refusals.count("connections")
         while len(self) >= MOST_CONNECTIONS:
-            if not self._close_longest_idle():
+            if not self.close_longest_idle():
                 return False
         return True
 
-    def _close_longest_idle(self) -> bool:
+    def close_longest_idle(self) -> bool:
         """Those that never asked for anything go first, in a handshake or after it, whichever began earlier."""
         handshake = next(iter(self.handshakes.items()), (None, math.inf))
         silent = next(iter(self.silent.items()), (None, math.inf))
@@ -207,26 +208,47 @@ class Acceptor:
     context: Callable[[], ssl.SSLContext | None]
     allowed_names: Callable[[], tuple[str, ...]]
 
-    async def accept(self, listener: socket.socket) -> None:
-        """Takes connections until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            # Others get a turn: where connections wait already, taking one does not yield.
-            await asyncio.sleep(0)
+    def start(self, listener: socket.socket) -> None:
+        """Takes connections from now on. In the loop's thread."""
+        asyncio.get_running_loop().add_reader(listener, self._take, listener)
+
+    def stop(self, listener: socket.socket) -> None:
+        """Takes no more, before the socket is closed."""
+        asyncio.get_running_loop().remove_reader(listener)
+
+    def _take(self, listener: socket.socket) -> None:
+        """The connections that wait, a few at a time: a flood must not keep the loop from what it has."""
+        for _ in range(_TAKEN_AT_ONCE):
             try:
-                connection, _ = await loop.sock_accept(listener)
+                connection, _address = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
             except OSError as error:
                 if error.errno in _AT_THE_LIMIT:
-                    _log.warning("cannot take a connection", extra={"cause": error.strerror})
-                    self.crowd.make_room()
-                    await asyncio.sleep(0.1)
-                continue
-            if not self.crowd.make_room():
-                connection.close()
-                continue
-            task = loop.create_task(self._begin(connection))
-            self.crowd.handshakes[task] = loop.time()
-            task.add_done_callback(partial(self._begun, connection))
+                    self._pause(listener, error)
+                return
+            self._welcome(connection)
+
+    def _pause(self, listener: socket.socket, error: OSError) -> None:
+        """Without free files or memory the socket stays readable: asked again a little later."""
+        _log.warning("cannot take a connection", extra={"cause": error.strerror})
+        self.crowd.close_longest_idle()
+        self.stop(listener)
+        asyncio.get_running_loop().call_later(0.1, self._resume, listener)
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            self.start(listener)
+
+    def _welcome(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        if not self.crowd.make_room():
+            connection.close()
+            return
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._begin(connection))
+        self.crowd.handshakes[task] = loop.time()
+        task.add_done_callback(partial(self._begun, connection))
 
     def _begun(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self.crowd.handshakes.pop(task, None)

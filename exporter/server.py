@@ -125,7 +125,6 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, front: Front) -> None:
         super().__init__(config)
         self._front = front
-        self._accepting: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.servers = []
@@ -136,14 +135,16 @@ class _Server(uvicorn.Server):
             file.context if file else lambda: None,
             file.allowed_names if file else tuple,
         )
-        self._accepting = [asyncio.create_task(acceptor.accept(sock)) for sock in sockets or ()]
         self._acceptor = acceptor
+        for sock in sockets or ():
+            acceptor.start(sock)
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for task in (*self._accepting, *self._acceptor.crowd.handshakes):
+        for sock in sockets or ():
+            self._acceptor.stop(sock)
+        for task in tuple(self._acceptor.crowd.handshakes):
             task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
         # Those who do not read would not read the end either.
         for connection in tuple(self._acceptor.crowd.stalled):
             connection.abort()
