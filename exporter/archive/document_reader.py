@@ -15,7 +15,6 @@ from exporter.archive.documents import (
     META,
     RAW,
     SCHEMA_VERSION,
-    SERIES_INDEX_NAME,
     Column,
     Document,
     Resolution,
@@ -61,11 +60,11 @@ class DocumentReader:
         since, until = moment(max(0, int((span.start_s - margin_s) * 1000))), moment(int(span.end_s * 1000))
         projection = wanted_projection(columns, _HEAD if resolution is RAW else (*_HEAD, "samples"))
         for name in resolution.collections(names, since, until + timedelta(milliseconds=1)):
+            # No hint: it makes the embedded server walk the whole index, and there is one index that fits anyway.
             cursor = self._raw_database[name].find(
                 {"uuid": binary_uuid(uuid), "start": {"$gte": since, "$lt": until}},
                 projection,
                 sort=[("start", 1)],
-                hint=SERIES_INDEX_NAME,
                 batch_size=500,
                 max_time_ms=QUERY_TIME_MS,
             )
