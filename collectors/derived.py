@@ -21,5 +21,5 @@ def derived(batch: Batch) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         share = 1 - batch.raw[plan.numerator[rows]] / batch.raw[plan.denominator[rows]]
     share[~np.isfinite(share)] = np.nan
-    values[rows] = np.clip(share, 0.0, 1.0)
+    values[rows] = np.clip(share, 0.0, 1.0) * plan.formula_scale[rows]
     return values

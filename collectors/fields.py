@@ -154,6 +154,29 @@ class StateSet:
 
 
 @dataclass(frozen=True, slots=True)
+class StateNumber:
+    """One series whose value is an enumeration's number and whose label is its name: other exporters' way."""
+
+    source: str
+    name: str
+    help: str
+    states: tuple[str, ...]
+    label: str
+    archive: str = ""
+    since: str = "1.2.8"
+
+    kind = Kind.GAUGE
+
+    @property
+    def family(self) -> Family:
+        return Family(self.name, Kind.GAUGE, self.help)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ("domain", self.label)
+
+
+@dataclass(frozen=True, slots=True)
 class Info:
     """A family of constant series (value 1, or a limit's number) compiled from labels: see ``Constant``."""
 
@@ -174,7 +197,7 @@ class Info:
         return self.label_names
 
 
-Declaration = Field | Computed | StateSet | Info
+Declaration = Field | Computed | StateSet | StateNumber | Info
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,10 @@ class Inventory:
     is younger than MOST_AGE_S.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic,
+                 also: Callable[[tuple[Constant, ...]], tuple[Constant, ...]] = lambda own: own) -> None:
+        """``also`` adds to the constant series of a domain, say under other names."""
+        self._also = also
         self._clock = clock
         self._lock = threading.Lock()  # never held across a libvirt call
         self._entries: dict[Key, _Entry] = {}
@@ -197,7 +200,7 @@ class Inventory:
             self._failed(key[0], domain.name(), str(error))
             return
         if definition.id == key[1]:  # else it was stopped or started anew: what is wanted no longer runs
-            self._store(key, _Entry(definition, constants(definition), epoch, read_at_s))
+            self._store(key, _Entry(definition, self._also(constants(definition)), epoch, read_at_s))
         self._mended(key[0], domain.name())
 
     def _store(self, key: Key, entry: _Entry) -> None:

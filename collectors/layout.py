@@ -14,7 +14,18 @@ from operator import itemgetter
 from typing import Any
 
 from .domain import reason_name, state_name
-from .fields import Collector, Computed, Declaration, Field, Kind, Labels, Ratio, StateSet, escape_label_value
+from .fields import (
+    Collector,
+    Computed,
+    Declaration,
+    Field,
+    Kind,
+    Labels,
+    Ratio,
+    StateNumber,
+    StateSet,
+    escape_label_value,
+)
 from .snapshot import Value
 
 _INDEX = re.compile(r"(?<=\.)([0-9]+)(?=\.|$)")
@@ -126,6 +137,7 @@ class Compiler:
         self.declarations: tuple[Declaration, ...] = tuple(d for c in collectors for d in c.declarations)
         self._fields: dict[str, list[Field]] = {}
         self._state_sets: dict[str, StateSet] = {}
+        self._state_numbers: list[StateNumber] = []
         self._computed: list[Computed] = []
         self._name_patterns: dict[str, float] = {}  # keys whose values are labels; 0 or a bin's scale
         self._infos = {d.name: d for d in self.declarations}
@@ -139,6 +151,8 @@ class Compiler:
                 self._name_patterns[declaration.inner_label_key] = declaration.scale if histogram else 0.0
             elif isinstance(declaration, StateSet):
                 self._state_sets[declaration.source] = declaration
+            elif isinstance(declaration, StateNumber):
+                self._state_numbers.append(declaration)
             elif isinstance(declaration, Computed):
                 self._computed.append(declaration)
 
@@ -160,7 +174,7 @@ class Compiler:
         return known
 
     def _enumeration_keys(self, keys: frozenset[str]) -> tuple[str, ...]:
-        wanted = {*self._state_sets, "state.reason", "sample.reason"}
+        wanted = {*self._state_sets, *(n.source for n in self._state_numbers), "state.reason", "sample.reason"}
         return tuple(sorted(keys & wanted))
 
     def _compile(self, stats: Mapping[str, Value], keys: frozenset[str], name_keys: tuple[str, ...],
@@ -214,6 +228,11 @@ class Compiler:
                 continue
             for state, name in enumerate(state_set.states):
                 yield Row(state_set, (_labels(((state_set.label, name),)),), (), 0), float(state == number)
+        for declared in self._state_numbers:
+            number = stats.get(declared.source)
+            if isinstance(number, int) and 0 <= number < len(declared.states):
+                labels = _labels(((declared.label, declared.states[number]),))
+                yield Row(declared, (labels,), (), 0), float(number)
         yield from self._named(stats, "libvirt_domain_state_reason", _state_reason)
         yield from self._named(stats, "libvirt_domain_sample_incomplete_reason", _incomplete_reason)
 

@@ -13,6 +13,7 @@ from collectors import COLLECTORS, HASTENED_BY, SOURCES
 from collectors.background import Background
 from collectors.batch import Builder
 from collectors.bulk import build_info
+from collectors.compat import OldPools, compat_collector, renamed
 from collectors.connection import Opener, host_identity, is_local
 from collectors.domain_records import DomainRecords
 from collectors.event_counts import EventCounts
@@ -25,6 +26,7 @@ from collectors.jobs import JobSource
 from collectors.kernel import KernelSource, raise_open_files_limit
 from collectors.lanes import LanePool, Slots
 from collectors.layout import Compiler
+from collectors.periodic import Source
 from collectors.sampler import Sampler
 from collectors.sampling import sampling
 from collectors.target import Target
@@ -60,7 +62,7 @@ class Exporter:
     def __init__(self, settings: Settings, refusals: Refusals | None = None) -> None:
         enabled = [c for c in COLLECTORS if c.name in settings.collector.enabled]
         opener = Opener(settings.libvirt.uri)
-        self.inventory = Inventory()
+        self.inventory = Inventory(also=renamed(settings.compat.names))
         counts = EventCounts(lambda: self.events.connected)
         counting = settings.collector.known.get("events", False)
         self.events = EventListener(Opener(settings.libvirt.uri), self.inventory,
@@ -68,10 +70,14 @@ class Exporter:
         slots = Slots()
         self.pool = LanePool(opener, settings.sampling.lanes, slots)
         slow = LanePool(opener, BACKGROUND_LANES, slots, "background")
-        self.sources = [SOURCES[c.name](self.inventory) for c in enabled if c.name in SOURCES]
+        self.sources: list[Source] = [SOURCES[c.name](self.inventory) for c in enabled if c.name in SOURCES]
+        if "inovex" in settings.compat.names:
+            self.sources = [OldPools(s) if s.collector == "storage" else s for s in self.sources]
         self.background = Background(slow, self.sources)
         self.archive = _archive(settings)
         own = [sampling(enabled), *(archive_collectors() if self.archive else ())]
+        compat = compat_collector(settings.compat.names)
+        own += [compat] if compat is not None else []
         compiler = Compiler([*own, *enabled])
         filters = filters_of(settings.filter)
         choosing = bool(filters.metadata or filters.device)
