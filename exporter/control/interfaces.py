@@ -20,7 +20,7 @@ from exporter.control.interface_change import LOCK_KEY, ChangeFile, OpenChange
 from exporter.control.interface_fields import Bond, Bridge, Ethernet, InterfaceFields, Vlan
 from exporter.control.interface_reading import absent, change_state, find_interface, interface_row
 from exporter.control.interface_xml import interface_parts, interface_xml, kind_of
-from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, State, Subject
+from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Role, State, Subject
 from exporter.control.own_connectivity import HostNetwork, caller_address
 
 CONFIRM_WITHIN_S = 60.0
@@ -67,6 +67,7 @@ D = TypeVar("D", bound=Changing)
 class _InterfaceOperation(Operation[P], Generic[P]):
     noun = "interface"
     area = "interfaces"
+    role = Role.ADMIN  # it concerns the whole host
     deadline_s = 60.0
     host_network: ClassVar[HostNetwork] = HostNetwork()
 

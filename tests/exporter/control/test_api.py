@@ -99,7 +99,10 @@ def test_nobody_gets_in_without_a_token(service, token):
 
 
 def test_roles(service):
-    assert service.problem("POST", "/api/v1/interfaces:begin", {}, token="reader") == (403, "forbidden")
+    for token in ("reader", "operator"):
+        assert service.problem("POST", "/api/v1/interfaces:begin", {}, token=token) == (403, "forbidden")
+    assert service.problem("POST", "/api/v1/domains/web1/suspend", {}, token="reader") == (403, "forbidden")
+    assert service.ask("POST", "/api/v1/domains/web1/suspend", {"dry_run": True}, token="operator")[0] == 200
     assert service.problem("POST", "/api/v1/interfaces/lan0/down", {}, token="reader") == (403, "forbidden")
     assert service.ask("GET", "/api/v1/interfaces", token="reader")[0] == 200
     trail = Trail(Folders(service.state / "control").trail)
