@@ -39,14 +39,15 @@ Run = Callable[..., tuple[int, Any, str]]
 
 
 @pytest.fixture
-def virtgauge(tmp_path: Path) -> Run:
-    """Runs the command with --output json: exit status, the document, standard error."""
+def virtgauge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process with --output json: exit status, the document, standard error."""
 
-    def run(uri: str, *words: str, state: Path = tmp_path / "state") -> tuple[int, Any, str]:
-        done = subprocess.run(
-            command(uri, state, *words, "--output", "json"), capture_output=True, text=True, timeout=120, check=False
-        )
-        return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
+    def run(uri: str, *words: str) -> tuple[int, Any, str]:
+        capsys.readouterr()
+        flags = ["--libvirt.uri", uri, "--state.directory", str(tmp_path / "state"), "--output", "json"]
+        status = cli.run(["interface", *words, *flags])
+        out, err = capsys.readouterr()
+        return status, json.loads(out) if out else None, err
 
     return run
 
