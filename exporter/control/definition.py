@@ -98,7 +98,8 @@ class DefinesDomain(Operation[P]):
             flags = libvirt.VIR_DOMAIN_DEFINE_VALIDATE if self._validates() else 0
             made = connection.defineXMLFlags(xml, flags) if flags else connection.defineXML(xml)
         call.details["uuid"] = made.UUIDString()
-        call.details["id"] = made.ID() if self.boots else None
+        if self.boots:
+            call.details["id"] = made.ID()
 
     def verify(self, call: Call, parameters: P) -> None:
         # Raises libvirt's own "no such domain" where it is not there.

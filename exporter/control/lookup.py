@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
 import libvirt
@@ -75,7 +76,9 @@ def _sizes(handle: Any) -> State:
 
 def _uptime(handle: Any) -> State:
     up_s = uptime_s(handle)
-    return {} if up_s is None else {"uptime_s": up_s, "started": round(time.time() - up_s, 1)}
+    if up_s is None:
+        return {}
+    return {"uptime_s": up_s, "started": datetime.fromtimestamp(time.time() - up_s, UTC).isoformat(timespec="seconds")}
 
 
 def _job(handle: Any) -> State:
