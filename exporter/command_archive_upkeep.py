@@ -56,18 +56,11 @@ def _command(name: str, callback: Callable[..., None], text: str, *options: clic
 
 @contextmanager
 def _opened(values: dict[str, str | None]) -> Iterator[tuple[Settings, Database]]:
-    from pymongo.errors import PyMongoError
-
     from exporter.archive.connection import opened
-    from exporter.setting_types import mask_passwords
 
     settings = settings_of(values)
-    try:
-        with opened(settings.archive, settings.state.directory, "virtgauge archive") as database:
-            yield settings, database
-    except PyMongoError as error:
-        raise VirtgaugeError(f"archive: {mask_passwords(str(error))[:300]}; check that the server runs and that the "
-                             "user may read and write archive.database") from error
+    with opened(settings.archive, settings.state.directory, "virtgauge archive") as database:
+        yield settings, database
 
 
 def _status(**values: str | None) -> None:
