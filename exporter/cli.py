@@ -35,6 +35,7 @@ COMMANDS = {
     "report": _Entry("exporter.command_report:build", "Right-sizing, noisy neighbours and disk growth of guests."),
     "control": _Entry("exporter.command_control:build", "Serve the control API; look at the audit trail."),
     "archive": _Entry("exporter.command_archive:build", "Look after the archive's database: export, import."),
+    "dashboards": _Entry("exporter.command_dashboards:build", "Write the Grafana dashboards, alerts and runbooks."),
     "token": _Entry("exporter.command_token:build", "Make, list and revoke the APIs' bearer tokens."),
 }
 

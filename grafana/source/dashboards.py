@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grafana.source.control_audit import CONTROL
 from grafana.source.domain import DOMAIN
 from grafana.source.exporter_health import EXPORTER
 from grafana.source.fleet import FLEET
@@ -9,7 +10,7 @@ from grafana.source.grid import Dashboard
 from grafana.source.host import HOST
 from grafana.source.storage import STORAGE
 
-DASHBOARDS: tuple[Dashboard, ...] = (FLEET, HOST, DOMAIN, STORAGE, EXPORTER)
+DASHBOARDS: tuple[Dashboard, ...] = (FLEET, HOST, DOMAIN, STORAGE, EXPORTER, CONTROL)
 
 
 def file_name(dashboard: Dashboard) -> str:

@@ -42,6 +42,30 @@ DOMAIN = Dashboard(
                      words={"1": ("in full", "green"), "0": ("in part", "red"), "2": ("yes", "orange")}, width=24,
                      height=4),
         )),
+        Row("Events and jobs", (
+            graph("Events", "Events of the guest by libvirt's name and detail, since the exporter started: each step is "
+                  "one.", "none",
+                  Query("sum by (event, detail) (increase(libvirt_domain_events_total{@domain}[$__rate_interval]))",
+                        "{{event}} {{detail}}"), calcs=("max",), empty="No event"),
+            graph("Job: bytes to go", "What a migration, save or dump still has to move; disks' jobs beside it.",
+                  "bytes",
+                  Query("max(libvirt_domain_job_data_remaining_bytes{@domain})", "job"),
+                  Query("max by (target_device, type) (libvirt_domain_block_job_end_bytes{@domain} - "
+                        "libvirt_domain_block_job_current_bytes{@domain})", f"{DEVICE} {{{{type}}}}"),
+                  empty="No job runs"),
+            graph("Job: memory written against memory moved", "A migration converges while it moves memory faster than "
+                  "the guest writes it anew.", "binBps",
+                  Query("max(libvirt_domain_job_memory_bytes_per_second{@domain})", "moved"),
+                  Query("max(libvirt_domain_job_memory_dirty_pages_per_second{@domain} * "
+                        "libvirt_domain_job_memory_page_bytes{@domain})", "written anew"), empty="No job runs"),
+            listing("Settings and last job", "What libvirt knows of the guest besides its figures.",
+                    Query("max by (domain) (libvirt_domain_autostart{@domain})", "Autostart"),
+                    Query("max by (domain) (libvirt_domain_persistent{@domain})", "Persistent"),
+                    Query("max by (domain) (libvirt_domain_managed_save{@domain})", "Managed save"),
+                    Query("max by (domain) (libvirt_domain_snapshots{@domain})", "Snapshots"),
+                    Query("max by (domain) (libvirt_domain_job_last_elapsed_seconds{@domain})", "Last job took", "s"),
+                    labels={"domain": "Guest"}, width=12, height=8),
+        ), collapsed=True),
         Row("CPU", (
             graph("Use of each vCPU", "Share of a pCPU each vCPU used. One at 100 % beside idle ones is a program with "
                   "one thread.", "percentunit",

@@ -71,6 +71,30 @@ HOST = Dashboard(
                  Query("topk(10, sum by (instance, domain) (libvirt_domain_block_write_bytes_per_second{@domain}))",
                        "{{domain}}"), link=guest_link()),
         )),
+        Row("The host itself", (
+            graph("Host CPUs", "CPUs busy with each mode of work, of those that are online.", "short",
+                  Query('sum by (mode) (rate(libvirt_node_cpu_seconds_total{@host,mode!="idle"}[$__rate_interval]))',
+                        "{{mode}}"),
+                  Query("sum(libvirt_node_cpus{@host})", "online"), stacked=True, dashed="online"),
+            graph("Host memory", "Available is what new processes could have; promised is what all running guests may "
+                  "have. Above the total it is overcommitted.", "bytes",
+                  Query("sum(libvirt_node_memory_total_bytes{@host})", "total"),
+                  Query("sum(libvirt_node_memory_available_bytes{@host} or libvirt_node_memory_free_bytes{@host} + "
+                        "libvirt_node_memory_buffers_bytes{@host} + libvirt_node_memory_cached_bytes{@host})", "available"),
+                  Query("sum(libvirt_node_memory_free_bytes{@host})", "free"),
+                  Query("sum(libvirt_node_memory_cached_bytes{@host})", "page cache"),
+                  Query("sum(libvirt_node_memory_allocated_bytes{@host})", "promised to guests"),
+                  dashed="total|promised.*"),
+            graph("vCPUs for each pCPU", "vCPUs of running guests for each CPU of the host.", "short",
+                  Query("sum by (instance) (libvirt_node_vcpus_allocated{@host}) / "
+                        "sum by (instance) (libvirt_node_cpus{@host})", "{{instance}}"), width=8),
+            graph("Free memory by NUMA cell", "A full cell beside an empty one: guests pay for far memory.", "bytes",
+                  Query("sum by (instance, cell) (libvirt_node_cell_memory_free_bytes{@host})",
+                        "{{instance}} cell {{cell}}"), width=8),
+            graph("Virtual networks", "DHCP leases that each virtual network gave.", "none",
+                  Query("max by (instance, network) (libvirt_network_dhcp_leases{@host})", "{{network}}"), width=8,
+                  empty="No virtual network with leases"),
+        )),
         Row("CPU", (
             graph("pCPUs in use by guest", "Stacked: the height is what all guests take from the host.", "short",
                   Query("topk(20, sum by (instance, domain) (libvirt_domain_cpu_usage_cores{@domain}))", "{{domain}}"),

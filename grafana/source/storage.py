@@ -29,6 +29,31 @@ STORAGE = Dashboard(
             number("vCPUs assigned", "vCPUs online in all guests.", "none",
                    "sum(libvirt_domain_info_virtual_cpus{@domain})"),
         )),
+        Row("Pools", (
+            graph("Pools", "Share of each storage pool that is taken.", "percentunit",
+                  Query("max by (instance, pool) (libvirt_pool_info_allocation_bytes{@host} / "
+                        "(libvirt_pool_info_capacity_bytes{@host} > 0))", "{{pool}} on {{instance}}"),
+                  steps=upper(0.85, 0.95), ratio=True, empty="No storage pool"),
+            listing("Pools now", "State, size and room of each pool as of its last refresh, and when it is full at the "
+                    "pace of the last six hours.",
+                    Query("max by (instance, pool) (libvirt_pool_info_capacity_bytes{@host})", "Capacity", "bytes"),
+                    Query("max by (instance, pool) (libvirt_pool_info_available_bytes{@host})", "Free", "bytes"),
+                    Query("max by (instance, pool) (libvirt_pool_info_available_bytes{@host} / "
+                          "(deriv(libvirt_pool_info_allocation_bytes{@host}[6h]) > 0))", "Full in", "s"),
+                    Query("max by (instance, pool) (libvirt_pool_volumes{@host})", "Volumes"),
+                    Query('max by (instance, pool) (libvirt_pool_state{@host,state="running"})', "Running"),
+                    Query("max by (instance, pool) (libvirt_pool_autostart{@host})", "Autostart"),
+                    labels={"pool": "Pool", "instance": "Host"}, width=12, height=8, empty="No storage pool"),
+            listing("Snapshots", "Guests with snapshots: how many, and since when. Old ones are often forgotten.",
+                    Query("max by (instance, domain) (libvirt_domain_snapshots{@domain})", "Snapshots"),
+                    Query("max by (instance, domain) (time() - "
+                          "libvirt_domain_snapshot_oldest_timestamp_seconds{@domain})", "Oldest", "s"),
+                    Query("max by (instance, domain) (time() - "
+                          "libvirt_domain_snapshot_newest_timestamp_seconds{@domain})", "Newest", "s"),
+                    Query("max by (instance, domain) (libvirt_domain_checkpoints{@domain})", "Checkpoints"),
+                    labels={"domain": "Guest", "instance": "Host"}, links={"domain": guest_link("data.fields")},
+                    height=6, empty="No snapshot"),
+        )),
         Row("Images", (
             graph("Images that are fullest", "Share of its size that an image takes on the host. At 100 % a thin image "
                   "has nothing left to grow.", "percentunit",

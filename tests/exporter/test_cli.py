@@ -51,7 +51,7 @@ def test_version(virtgauge, arguments):
 def test_help_lists_the_commands(virtgauge, arguments):
     status, out, err = virtgauge(*arguments)
     assert (status, err) == (0, "")
-    assert "exporter   Serve the metrics" in out
+    assert "exporter Serve the metrics" in " ".join(out.split())
 
 
 def test_help_of_the_exporter_has_every_flag(virtgauge):

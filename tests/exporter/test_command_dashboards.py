@@ -1,0 +1,75 @@
+"""`virtgauge dashboards export`: all files, with the knobs turned; nothing written where a knob is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from exporter import cli, monitoring_mixin
+from tests.samples import REPOSITORY
+
+
+def test_all_is_written_as_it_lies_in_the_project(tmp_path: Path) -> None:
+    assert cli.run(["dashboards", "export", str(tmp_path)]) == 0
+    for folder in ("dashboards", "alerts/runbooks", "provisioning", "examples"):
+        for file in (REPOSITORY / "grafana" / folder).rglob("*"):
+            if file.is_file():
+                assert (tmp_path / file.relative_to(REPOSITORY / "grafana")).read_text() == file.read_text()
+    assert (tmp_path / monitoring_mixin.RULES).read_text() == (
+        REPOSITORY / "grafana" / monitoring_mixin.RULES).read_text()
+
+
+def test_the_knobs_reach_the_rules_and_the_dashboards(tmp_path: Path) -> None:
+    assert cli.run(["dashboards", "export", str(tmp_path), "--job", "vm.*", "--runbooks", "https://runbooks.test/",
+                    "--grafana", "https://grafana.test", "--set", "steal_warning_ratio=0.25"]) == 0
+    text = (tmp_path / monitoring_mixin.RULES).read_text()
+    alerts = {rule.get("alert"): rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]}
+    high = alerts["LibvirtDomainStealHigh"]
+    assert high["expr"].strip().endswith("> 0.25")
+    assert 'job=~"vm.*"' in high["expr"]
+    assert high["annotations"]["runbook_url"] == "https://runbooks.test/LibvirtDomainStealHigh.md"
+    assert high["annotations"]["dashboard_url"].startswith("https://grafana.test/d/virtgauge-host?")
+    assert 'job="libvirt"' not in text
+    document = json.loads((tmp_path / "dashboards" / "virtgauge-fleet.json").read_text())
+    assert [v["regex"] for v in document["templating"]["list"] if v["name"] == "job"] == ["/vm.*/"]
+    done = subprocess.run(["promtool", "check", "rules", "--lint=all", "--lint-fatal",
+                           str(tmp_path / monitoring_mixin.RULES)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_examples_are_accepted_by_prometheus_and_alertmanager(tmp_path: Path) -> None:
+    assert cli.run(["dashboards", "export", str(tmp_path)]) == 0
+    for command in (["promtool", "check", "config", "examples/prometheus.yml"],
+                    ["amtool", "check-config", "examples/alertmanager.yml"]):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--set", "steal_warning_ratioo=1"], "steal_warning_ratio"), (["--set", "pool_days=many"], "number"),
+    (["--set", "pool_days"], "NAME=VALUE"), (["--grafana", 'https://x"y'], "YAML"),
+])
+def test_a_wrong_knob_is_named_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                      flags: list[str], words: str) -> None:
+    assert cli.run(["dashboards", "export", str(tmp_path / "new"), *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_knob_is_used_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    template = (REPOSITORY / "grafana" / "alerts" / "virtgauge.rules.template.yml").read_text()
+    assert cli.run(["dashboards", "knobs"]) == 0
+    shown = capsys.readouterr().out
+    for name in monitoring_mixin.knobs():
+        assert f"<<{name}>>" in template
+        assert f"{name}=" in shown
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.run(["dashboards", "export", str(tmp_path / "file" / "inside")]) == 1
+    assert "inside" in capsys.readouterr().err
