@@ -6,11 +6,13 @@ import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import libvirt
 
 from .connection import Session
 from .fields import Constant
+from .per_domain import add_missing, state_stats
 from .snapshot import Value
 
 # Numbers instead of the binding's constants: a binding built on an older library lacks the newer names.
@@ -82,7 +84,9 @@ def read_roster(session: Session) -> Roster:
     """
     sampled_at_s = time.monotonic()
     connection = session.connection
-    rows = connection.getAllDomainStats(GROUP_BITS["state"], 0)
+    rows = session.support.ask("getAllDomainStats", lambda: connection.getAllDomainStats(GROUP_BITS["state"], 0))
+    if rows is None:
+        rows = [(domain, state_stats(domain)) for domain in connection.listAllDomains(0)]
     entries = tuple(RosterEntry(d.UUIDString(), d.ID(), d.name(), stats) for d, stats in rows)
     return Roster(sampled_at_s, entries, _versions(session))
 
@@ -112,8 +116,26 @@ def read_chunk(session: Session, uuids: Iterable[str], mask: int, whole: bool = 
     sampled_at_s = time.monotonic()
     if not domains:
         return ChunkAnswer(sampled_at_s, ())
+    if not session.has_bulk_statistics:
+        return ChunkAnswer(sampled_at_s, tuple(_by_domain(session, domains, mask)))
     rows = session.connection.domainListGetStats(domains, mask, _NOWAIT)
     return ChunkAnswer(sampled_at_s, tuple(_domain_stats(domain, stats, mask, whole) for domain, stats in rows))
+
+
+def _by_domain(session: Session, domains: list[Any], mask: int) -> Iterable[DomainStats]:
+    """Answers of a driver whose bulk call gives little or nothing: what it gives, and the domain's own calls."""
+    rows = session.support.ask("domainListGetStats",
+                               lambda: session.connection.domainListGetStats(domains, mask, _NOWAIT))
+    groups = [group for group, bit in GROUP_BITS.items() if mask & bit]
+    for domain, stats in rows if rows is not None else [(domain, {}) for domain in domains]:
+        try:
+            add_missing(domain, stats, groups, session.support)
+        except libvirt.libvirtError as error:
+            if session.lost(error):
+                raise
+            continue  # it ended
+        stats |= {"sample.complete": True, "monitor.busy": 0}
+        yield DomainStats(domain.UUIDString(), domain.ID(), domain.name(), stats, True)
 
 
 def _domain_stats(domain: libvirt.virDomain, stats: dict[str, Value], mask: int, whole: bool) -> DomainStats:

@@ -16,6 +16,8 @@ from xml.etree import ElementTree
 
 import libvirt
 
+from .support import Support
+
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_COUNT = 3
 BACK_OFF_FIRST_S = 0.1
@@ -135,6 +137,17 @@ class Session:
         self._opener = opener
         self._connection: Any = None
         self._domains: dict[str, Any] = {}
+        self._driver = ""
+        self.support = Support()
+        """What the driver said it does not support."""
+
+    @property
+    def has_bulk_statistics(self) -> bool:
+        """Whether the driver's bulk call gives all there is (QEMU's does).  Raises ConnectionDownError."""
+        connection = self.connection
+        if not self._driver:
+            self._driver = str(connection.getType())
+        return self._driver == "QEMU"
 
     @property
     def connection(self) -> Any:
@@ -169,6 +182,7 @@ class Session:
     def close(self) -> None:
         """Close the connection; its domain objects go with it."""
         self._domains = {}
+        self._driver = ""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(libvirt.libvirtError):  # it was dead already

@@ -125,6 +125,9 @@ class ScriptedLibvirt:
         self.calls = 0
         self.most_calls = 0
 
+    def getType(self) -> str:  # noqa: N802
+        return "QEMU"
+
     def start(self, name: str, **how: Any) -> Guest:
         with self._lock:
             self._ids += 1
