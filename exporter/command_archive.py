@@ -7,6 +7,10 @@ import importlib
 import click
 
 SUBCOMMANDS = {
+    "status": ("exporter.command_archive_upkeep:build_status", "What is in the archive, and what waits in the spool."),
+    "verify": ("exporter.command_archive_upkeep:build_verify", "Check every document of samples."),
+    "rollup": ("exporter.command_archive_upkeep:build_rollup", "Make 5-minute and 1-hour points again from samples."),
+    "prune": ("exporter.command_archive_upkeep:build_prune", "Drop what is past its retention now."),
     "export": ("exporter.command_archive_transfer:build_export", "Write the archive to a file: NDJSON or CSV."),
     "import": ("exporter.command_archive_transfer:build_import", "Bring an exported NDJSON file into a database."),
 }

@@ -6,11 +6,15 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import click
 
 from exporter.archive.document_reader import Database
 from exporter.listening import ListenAddress
+
+if TYPE_CHECKING:
+    from exporter.config import Settings
 
 _FLAGS = {
     "config.file": "YAML file with settings.",
@@ -53,19 +57,26 @@ def exporter_option() -> click.Option:
     )
 
 
-def read_settings(values: Mapping[str, str | None], exporter: str = NO_EXPORTER) -> ArchivePlace:
-    """Settings from these flags, the environment and the file; opens nothing. Raises SettingsError."""
-    from exporter.archive.connection import EMBEDDED, opened
+def settings_of(values: Mapping[str, str | None]) -> Settings:
+    """Settings from these flags, the environment and the file. Raises SettingsError."""
     from exporter.config import Settings
     from exporter.service import collector_defaults
     from exporter.setting_loading import load_settings
 
     flags = {name.replace("__", "."): value for name, value in values.items() if value is not None}
-    settings = load_settings(
+    return load_settings(
         Settings, flags=flags, environ=os.environ, collectors=collector_defaults(), is_root=os.geteuid() == 0
     )
+
+
+def read_settings(values: Mapping[str, str | None], exporter: str = NO_EXPORTER) -> ArchivePlace:
+    """Settings from these flags, the environment and the file; opens nothing. Raises SettingsError."""
+    from exporter.archive.connection import EMBEDDED, opened
+
+    settings = settings_of(values)
     if not exporter:
-        exporter = NO_EXPORTER if "archive.uri" in flags else _own_exporter(settings.web.listen_address[0])
+        elsewhere = values.get("archive__uri") is not None
+        exporter = NO_EXPORTER if elsewhere else _own_exporter(settings.web.listen_address[0])
     url = None if exporter == NO_EXPORTER else exporter
     token = settings.history.token.get_secret_value() if settings.history.token else None
     return ArchivePlace(

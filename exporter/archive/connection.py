@@ -178,7 +178,11 @@ def opened(settings: ArchiveSettings, state: Path, application: str = "virtgauge
         except PyMongoError as error:
             raise ArchiveError(f"archive {address.shown}: {mask_passwords(str(error))[:300]}; check archive.uri, the "
                                "password and that the server runs") from error
-        yield database
+        try:
+            yield database
+        except PyMongoError as error:
+            raise ArchiveError(f"archive {address.shown}: {mask_passwords(str(error))[:300]}; check that the server "
+                               "runs and that the user may read and write archive.database") from error
 
 
 def _embedded_uri(folder: Path, stack: contextlib.ExitStack) -> str:

@@ -103,10 +103,11 @@ class EmbeddedServer:
     def _supervise(self) -> None:
         pause_s = 0.5
         while not self._stopping.is_set():
-            begun_s = time.monotonic()
+            served = False
             try:
                 self._prepare()
                 self._serve()
+                served = True
             except (OSError, PyMongoError, EmbeddedServerError) as error:
                 log.warning("the embedded archive server does not start", extra={"error": str(error)})
             finally:
@@ -114,7 +115,7 @@ class EmbeddedServer:
                 self._end()
             if self._stopping.is_set():
                 return
-            pause_s = 0.5 if time.monotonic() - begun_s > 60 else min(pause_s * 2, 30.0)
+            pause_s = 0.5 if served else min(pause_s * 2, 30.0)
             self._stopping.wait(pause_s)
 
     def _prepare(self) -> None:

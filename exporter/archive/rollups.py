@@ -40,7 +40,6 @@ from exporter.archive.writer import prepare_partition
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 LONGEST_WINDOW_MS = 300_000
 """By how much a raw document may begin before its last sample: the most that archive.window can be."""
-_OBJECTS_AT_ONCE = 50
 _GAP = 3  # a counter's change over more than this many usual intervals says nothing about any of them
 
 Place = tuple[str, str, str]
@@ -64,9 +63,9 @@ def roll_up_hour(database: Database, host: UUID, hour_ms: int, compress: bool = 
     since, until = moment(hour_ms - 2 * LONGEST_WINDOW_MS), moment(hour_ms + HOUR_MS)
     names = RAW.collections(database.list_collection_names(), since, until)
     count = 0
-    for uuids in _objects(database, host):
+    for uuid in _objects(database, host):
         found: dict[tuple[str, bytes], list[Document]] = {}
-        for document in _find(database, names, host, uuids, since, until):
+        for document in _find(database, names, host, uuid, since, until):
             found.setdefault((document["kind"], bytes(document["uuid"].bytes)), []).append(document)
         points = (_points(_samples(documents), hour_ms) for documents in found.values())
         count += _store(database, FIVE_MINUTES, hour_ms, [each for each in points if each is not None], compress)
@@ -78,25 +77,24 @@ def roll_up_day(database: Database, host: UUID, day_ms: int, compress: bool = Fa
     since, until = moment(day_ms), moment(day_ms + DAY_MS)
     names = FIVE_MINUTES.collections(database.list_collection_names(), since, until)
     count = 0
-    for uuids in _objects(database, host):
+    for uuid in _objects(database, host):
         found: dict[tuple[str, bytes], list[Document]] = {}
-        for document in _find(database, names, host, uuids, since, until):
+        for document in _find(database, names, host, uuid, since, until):
             found.setdefault((document["kind"], bytes(document["uuid"].bytes)), []).append(document)
         points = [_combined(documents, day_ms) for documents in found.values()]
         count += _store(database, HOURLY, day_ms, points, compress)
     return count
 
 
-def _objects(database: Database, host: UUID) -> Iterator[list[Any]]:
-    found = [each["uuid"] for each in database[OBJECTS].find({"host": binary_uuid(host)}, {"uuid": 1})]
-    for at in range(0, len(found), _OBJECTS_AT_ONCE):
-        yield found[at:at + _OBJECTS_AT_ONCE]
+def _objects(database: Database, host: UUID) -> list[Any]:
+    return [each["uuid"] for each in database[OBJECTS].find({"host": binary_uuid(host)}, {"uuid": 1})]
 
 
-def _find(database: Database, names: Iterable[str], host: UUID, uuids: list[Any], since: Any,
+def _find(database: Database, names: Iterable[str], host: UUID, uuid: Any, since: Any,
           until: Any) -> Iterator[Document]:
+    """One object at a time: the embedded server uses both bounds of the index for equality only, not for $in."""
     for name in names:
-        wanted = {"uuid": {"$in": uuids}, "start": {"$gte": since, "$lt": until}, "host": binary_uuid(host)}
+        wanted = {"uuid": uuid, "start": {"$gte": since, "$lt": until}, "host": binary_uuid(host)}
         yield from database[name].find(wanted, hint=SERIES_INDEX_NAME)
 
 

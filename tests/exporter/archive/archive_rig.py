@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
 import time
@@ -20,7 +19,7 @@ from exporter.archive.writer import Patience
 from exporter.config import ArchiveSettings
 from tests.exporter.archive.archive_samples import HOST, Guests, Truth, stored_of, truth_of
 
-PATIENCE_S = float(os.environ.get("VIRTGAUGE_TEST_PATIENCE_S", "120"))
+PATIENCE_S = 120.0
 QUICK = Patience(first_s=0.05, most_s=0.5, refused_s=0.3, pause_s=0.0)
 START_S = 1_790_000_040
 TIMEOUTS = "&serverSelectionTimeoutMS=1000&connectTimeoutMS=1000&socketTimeoutMS=1500"

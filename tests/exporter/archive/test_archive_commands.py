@@ -1,0 +1,81 @@
+"""`virtgauge archive status | verify | rollup | prune` on a real server."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from pymongo import MongoClient
+
+from exporter.archive.documents import moment, partition_span
+from exporter.archive.inspection import problems
+from exporter.cli import run as virtgauge
+from tests.exporter.archive.archive_rig import rig
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture
+def filled(archive_server, database_name, tmp_path, monkeypatch):
+    """A database with 20 minutes of three guests; the variables name it, so that no flag holds the password."""
+    uri = archive_server.uri(120)
+    with rig(tmp_path, uri, database_name) as run:
+        run.sample(120)
+        run.drain()
+    monkeypatch.setenv("VIRTGAUGE_ARCHIVE_URI", uri)
+    monkeypatch.setenv("VIRTGAUGE_ARCHIVE_DATABASE", database_name)
+    monkeypatch.setenv("VIRTGAUGE_STATE_DIRECTORY", str(tmp_path))
+    with MongoClient(uri, tz_aware=True, uuidRepresentation="standard") as client:
+        yield client[database_name]
+
+
+def test_status_verify_rollup_and_prune(filled, capsys):
+    assert virtgauge(["archive", "status"]) == 0
+    out = capsys.readouterr().out
+    assert "schema     1" in out
+    assert "objects    3" in out
+    assert "host       alpha" in out
+    assert "partition  raw_20260921" in out
+    assert "acknowledged up to frame" in out
+
+    assert virtgauge(["archive", "verify"]) == 0
+    assert "60 documents in 1 partitions are right" in capsys.readouterr().out
+
+    assert virtgauge(["archive", "rollup", "--repair", "--since", "2026-09-21T14:00Z", "--until",
+                      "2026-09-21T16:00Z"]) == 0
+    (hours,) = [name for name in filled.list_collection_names() if name.startswith("five_minutes")]
+    assert filled[hours].find_one()["values"]["cpu_time_ns"]["increase"]
+    capsys.readouterr()
+
+    filled["raw_20200101"].insert_one({"x": 1})
+    assert virtgauge(["archive", "prune", "--dry-run"]) == 0
+    assert capsys.readouterr().out == "would drop raw_20200101\n"
+    assert "raw_20200101" in filled.list_collection_names()
+    assert virtgauge(["archive", "prune"]) == 0
+    assert capsys.readouterr().out == "dropped raw_20200101\n"
+
+
+def test_verify_names_what_is_wrong(filled, capsys):
+    name = next(name for name in filled.list_collection_names() if name.startswith("raw_"))
+    victim = filled[name].find_one({"name": "guest1"})
+    filled[name].update_one({"_id": victim["_id"]}, {"$push": {"values.cpu_time_ns": 5}})
+    assert virtgauge(["archive", "verify"]) == 1
+    told = capsys.readouterr()
+    assert "values.cpu_time_ns has 7 places for 6 samples" in told.out
+    assert "1 of 60 documents are not right" in told.err
+
+
+def test_each_wrong_document_is_told(filled):
+    (document, *_) = [filled[name].find_one() for name in filled.list_collection_names() if name.startswith("raw_")]
+    span = partition_span("raw_20260921")
+    assert span == (datetime(2026, 9, 21, tzinfo=UTC), datetime(2026, 9, 22, tzinfo=UTC))
+    assert problems(document, span) == []
+    for change, word in (({"schema": 2}, "schema 2"), ({"count": 3}, "samples"), ({"start": moment(0)}, "outside"),
+                         ({"offsets_ms": [0, 5, 4, 3, 2, 1]}, "offsets"), ({"end": moment(0)}, "offsets"),
+                         ({"start": "x"}, "no document")):
+        assert any(word in problem for problem in problems(document | change, span)), change
+
+
+def test_a_span_that_ends_before_it_starts(filled, capsys):
+    assert virtgauge(["archive", "rollup", "--repair", "--since", "1h", "--until", "2h"]) == 2
+    assert "error" in capsys.readouterr().err

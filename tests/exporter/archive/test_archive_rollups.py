@@ -1,0 +1,192 @@
+"""Roll-ups against figures worked out from the samples by hand-written loops; retention by names and on the server."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from itertools import pairwise
+from uuid import UUID
+
+import pytest
+from pymongo import MongoClient
+
+from exporter.archive.documents import FIVE_MINUTES, HOURLY, RAW, Host, Object, Window, moment, window_origin
+from exporter.archive.retention import drop_expired, expired
+from exporter.archive.rollups import DAY_MS, HOUR_MS, roll_up_day, roll_up_hour
+from exporter.archive.upkeep import Upkeep
+from exporter.archive.writer import prepare_partition
+from exporter.config import ArchiveRetentionSettings
+from tests.exporter.archive.archive_rig import HOST, rig
+from tests.exporter.archive.archive_samples import uuid_of
+
+pytestmark = pytest.mark.live
+HOUR = 1_790_002_800_000 // HOUR_MS * HOUR_MS
+WEB = Object(HOST, "domain", UUID(int=5), "web")
+
+
+@pytest.fixture
+def database(archive_server, database_name):
+    with MongoClient(archive_server.uri(120), tz_aware=True, uuidRepresentation="standard") as client:
+        yield client[database_name]
+
+
+def store(database, windows):
+    for number, window in enumerate(windows):
+        name = RAW.collection(moment(window.start_ms))
+        prepare_partition(database, name, False)
+        database[name].insert_one(window.document(window_origin(b"test", number)))
+    about = {"kind": "domain", "uuid": UUID(int=5), "host": HOST.uuid}
+    database.objects.update_one({"_id": b"web"}, {"$set": about}, upsert=True)
+
+
+def minute(start_ms, values, disks=None, step_ms=15_000, count=4):
+    return Window(WEB, start_ms, [step_ms * n for n in range(count)], values, {"disks": disks} if disks else {})
+
+
+def only(database, resolution):
+    (document,) = database[resolution.collection(moment(HOUR))].find()
+    return document
+
+
+def close(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or math.isclose(one, other, rel_tol=1e-9), (found, expected)
+
+
+def test_points_are_what_the_samples_say(database):
+    windows, gauge, counter = [], [], []
+    for number in range(-1, 60):
+        rss = [1000 + 10 * number + n for n in range(4)]
+        cpu = [10**9 * (number + 1) + 10**7 * n * n for n in range(4)]
+        windows.append(minute(HOUR + 60_000 * number, {"memory_rss_kib": rss, "cpu_time_ns": cpu}))
+        gauge += [(HOUR + 60_000 * number + 15_000 * n, value) for n, value in enumerate(rss)]
+        counter += [(HOUR + 60_000 * number + 15_000 * n, value) for n, value in enumerate(cpu)]
+    store(database, windows)
+    assert roll_up_hour(database, HOST.uuid, HOUR) == 1
+    document = only(database, FIVE_MINUTES)
+    assert document["offsets_ms"] == [300_000 * n for n in range(12)]
+    assert document["samples"] == [20] * 12
+    rates = [(t2, (v2 - v1) / (t2 - t1) * 1000) for (t1, v1), (t2, v2) in pairwise(counter)]
+    for bin_ in range(12):
+        begin, end = HOUR + bin_ * 300_000, HOUR + (bin_ + 1) * 300_000
+        inside = [value for time, value in gauge if begin <= time < end]
+        rss = document["values"]["memory_rss_kib"]
+        assert (rss["min"][bin_], rss["max"][bin_]) == (min(inside), max(inside))
+        assert math.isclose(rss["avg"][bin_], sum(inside) / len(inside))
+        cpu = document["values"]["cpu_time_ns"]
+        of_bin = [rate for time, rate in rates if begin <= time < end]
+        close([cpu["min"][bin_], cpu["max"][bin_]], [min(of_bin), max(of_bin)])
+        assert math.isclose(cpu["avg"][bin_], sum(of_bin) / len(of_bin))
+    every = [value for time, value in counter if time >= HOUR - 15_000]
+    assert sum(document["values"]["cpu_time_ns"]["increase"]) == every[-1] - every[0]
+    assert "increase" not in document["values"]["memory_rss_kib"]
+
+
+def test_a_reset_counts_for_nothing_and_a_gap_for_no_rate(database):
+    disks = [{"vda": {"read_bytes": [1000, 2000, 50, 150], "write_bytes": [5, 5, 9000, 9100]}},
+             {"vda": {"read_bytes": [250, 350, 450, 550], "write_bytes": [9200, 9300, 9400, 9500]}}]
+    store(database, [minute(HOUR, {}, disks[0]), minute(HOUR + 600_000, {}, disks[1])])
+    roll_up_hour(database, HOST.uuid, HOUR)
+    document = only(database, FIVE_MINUTES)
+    assert document["offsets_ms"] == [0, 600_000]
+    (vda,) = document["disks"]
+    assert vda["read_bytes"]["increase"] == [1100, 300]  # the fall itself says nothing, nor do ten minutes of gap
+    assert vda["write_bytes"]["increase"] == [100, 300]  # what stands beside it on the device began anew as well
+    close(vda["read_bytes"]["max"], [1000 / 15, 100 / 15])
+
+
+def test_unknown_stays_unknown(database):
+    unknown = [None, None, None, None]
+    store(database, [minute(HOUR, {"memory_rss_kib": unknown, "memory_usable_kib": [None, 5, 7, None]}),
+                     minute(HOUR + 300_000, {"memory_rss_kib": [1, 1, 1, 1]})])
+    roll_up_hour(database, HOST.uuid, HOUR)
+    values = only(database, FIVE_MINUTES)["values"]
+    assert values["memory_rss_kib"]["avg"] == [None, 1]
+    assert values["memory_usable_kib"] == {"min": [5, None], "max": [7, None], "avg": [6, None]}
+
+
+def test_doing_it_again_changes_nothing_and_late_samples_are_taken_up(database):
+    store(database, [minute(HOUR, {"memory_rss_kib": [1, 2, 3, 4]})])
+    roll_up_hour(database, HOST.uuid, HOUR)
+    first = only(database, FIVE_MINUTES)
+    roll_up_hour(database, HOST.uuid, HOUR)
+    assert only(database, FIVE_MINUTES) == first
+    store(database, [minute(HOUR + 60_000, {"memory_rss_kib": [9, 9, 9, 9]})])
+    roll_up_hour(database, HOST.uuid, HOUR)
+    again = only(database, FIVE_MINUTES)
+    assert again["_id"] == first["_id"]
+    assert again["values"]["memory_rss_kib"]["max"] == [9]
+    assert again["samples"] == [8]
+
+
+def test_a_day_is_made_of_its_hours(database):
+    day = HOUR // DAY_MS * DAY_MS
+    for hour in (3, 4):
+        at = day + hour * HOUR_MS
+        store(database, [minute(at, {"memory_rss_kib": [hour, hour, hour, 10 * hour], "cpu_time_ns": [0, 15, 30, 45]}),
+                         minute(at + 600_000, {"memory_rss_kib": [1, 1, 1, 1]})])
+        assert roll_up_hour(database, HOST.uuid, at) == 1
+    assert roll_up_day(database, HOST.uuid, day) == 1
+    (document,) = database[HOURLY.collection(moment(day))].find()
+    assert document["offsets_ms"] == [3 * HOUR_MS, 4 * HOUR_MS]
+    assert document["samples"] == [8, 8]
+    rss = document["values"]["memory_rss_kib"]
+    assert (rss["min"], rss["max"]) == ([1, 1], [30, 40])
+    close(rss["avg"], [(3 * 3 + 30 + 4) / 8, (4 * 3 + 40 + 4) / 8])
+    assert document["values"]["cpu_time_ns"]["increase"] == [45, 45]
+
+
+def test_another_host_with_the_same_guest_is_left_out(database):
+    other = Object(Host(UUID(int=9), "beta"), "domain", UUID(int=5), "web")
+    store(database, [minute(HOUR, {"memory_rss_kib": [1, 2, 3, 4]}),
+                     Window(other, HOUR, [0], {"memory_rss_kib": [1_000_000]})])
+    roll_up_hour(database, HOST.uuid, HOUR)
+    assert only(database, FIVE_MINUTES)["values"]["memory_rss_kib"]["max"] == [4]
+
+
+def test_upkeep_rolls_up_each_hour_once_it_is_over(archive_server, database, tmp_path):
+    with rig(tmp_path, archive_server.uri(120), database.name) as run:
+        run.sample(20, step_s=240.0)  # over an hour of guests
+        run.drain()
+        upkeep = Upkeep(run.archive.writer, run.archive._address, ArchiveRetentionSettings(), lambda: HOST,
+                        lambda: run.clock_s)
+        hours, _ = run.archive.writer.pending()
+        assert len(hours) >= 2
+        upkeep.roll_up(database, HOST)
+        left, days = run.archive.writer.pending()
+        assert len(left) < len(hours)
+        run.clock_s += 2 * 86400
+        upkeep.roll_up(database, HOST)
+        assert run.archive.writer.pending() == ({}, [])
+        assert days
+    names = [name for name in database.list_collection_names() if name.startswith(("five_minutes", "hourly"))]
+    assert len(names) >= 2
+    hourly = next(name for name in names if name.startswith("hourly"))
+    assert {str(d["uuid"]) for d in database[hourly].find()} == {uuid_of(n) for n in range(3)}
+
+
+NAMES = ["raw_20261101", "raw_20261110", "raw_20261114", "raw_20261121", "raw_2026111407", "five_minutes_202601",
+         "five_minutes_202611", "hourly_2023", "hourly_2026", "objects", "meta", "users", "raw_notes"]
+
+
+def test_what_is_past_its_retention_goes_oldest_first():
+    now = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    found = expired(NAMES, ArchiveRetentionSettings(), now)
+    assert set(found) == {"raw_20261101", "raw_20261110", "raw_20261114", "raw_2026111407", "five_minutes_202601",
+                          "hourly_2023"}
+    assert found.index("raw_20261101") < found.index("raw_20261110") < found.index("raw_20261114")
+    assert expired(NAMES, ArchiveRetentionSettings(raw=365 * 86400.0), now) == ["hourly_2023", "five_minutes_202601"]
+
+
+def test_a_clock_far_ahead_leaves_the_newest():
+    found = expired(NAMES, ArchiveRetentionSettings(), datetime(2099, 1, 1, tzinfo=UTC))
+    assert not {"raw_20261121", "five_minutes_202611", "hourly_2026"} & set(found)
+
+
+def test_partitions_are_dropped_on_the_server(database):
+    for name in ("raw_20200101", "raw_20200102", "raw_20200301", "objects"):
+        database[name].insert_one({"x": 1})
+    assert list(drop_expired(database, ArchiveRetentionSettings())) == ["raw_20200101", "raw_20200102"]
+    assert set(database.list_collection_names()) == {"raw_20200301", "objects"}
