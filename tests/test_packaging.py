@@ -54,6 +54,8 @@ def test_the_wheel_holds_exactly_the_packages(wheel: Path) -> None:
     # The dashboards are installed inside the exporter, so that the command can export them.
     dashboards = {name for name in names if name.startswith("exporter/grafana/")}
     assert names - about - dashboards == source_files()
+    assert {f"exporter/grafana/{path.relative_to(REPOSITORY / 'grafana').as_posix()}"
+            for path in (REPOSITORY / "grafana").rglob("*") if path.suffix in {".json", ".yml", ".md"}} == dashboards
     assert any(name.endswith("LICENSE") for name in about)
     assert {"collectors/py.typed", "exporter/py.typed"} <= names
 
