@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from . import bandwidth, dirtyrate, iothread, kvm, perf
+from .backing import BACKING, BackingSource
 from .block import BLOCK
 from .domain import DOMAIN
 from .domain_groups import groups_source
@@ -26,7 +27,7 @@ from .virtual_networks import VIRTUAL_NETWORKS, NetworkSource
 COLLECTORS: tuple[Collector, ...] = (
     INVENTORY, DOMAIN, VCPU, MEMORY, BLOCK, INTERFACE, LIMITS, EVENTS, JOBS, SNAPSHOTS, SETTINGS,
     HOST, STORAGE, VOLUMES, VIRTUAL_NETWORKS,
-    kvm.KVM, kvm.KVM_ALL, perf.PERF, iothread.IOTHREAD, bandwidth.BANDWIDTH, dirtyrate.DIRTYRATE)
+    BACKING, kvm.KVM, kvm.KVM_ALL, perf.PERF, iothread.IOTHREAD, bandwidth.BANDWIDTH, dirtyrate.DIRTYRATE)
 """The one list of collectors, in page order."""
 
 SOURCES: Mapping[str, Callable[[Inventory], Source]] = {
@@ -36,6 +37,7 @@ SOURCES: Mapping[str, Callable[[Inventory], Source]] = {
     "iothread": lambda _: groups_source(iothread.IOTHREAD, iothread.GROUPS),
     "bandwidth": lambda _: groups_source(bandwidth.BANDWIDTH, bandwidth.GROUPS),
     "dirtyrate": lambda _: groups_source(dirtyrate.DIRTYRATE, dirtyrate.GROUPS),
+    BACKING.name: BackingSource,
     JOBS.name: JobSource,
     SNAPSHOTS.name: SnapshotSource,
     SETTINGS.name: SettingsSource,
@@ -49,7 +51,7 @@ SOURCES: Mapping[str, Callable[[Inventory], Source]] = {
 HASTENED_BY: Mapping[str, tuple[str, ...]] = {
     "lifecycle": (SETTINGS.name, SNAPSHOTS.name),
     "job_completed": (JOBS.name, SNAPSHOTS.name),
-    "block_job_2": (JOBS.name,),
+    "block_job_2": (JOBS.name, BACKING.name),
     "migration_iteration": (JOBS.name,),
 }
 """Kinds of domain events, each with the collectors whose Source is to be read at once after it."""

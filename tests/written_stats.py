@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from collectors.backing import chains
 from collectors.block import BLOCK
 from collectors.fields import Constant, Kind
 from collectors.host import HOST, SUBJECT
@@ -82,6 +83,10 @@ JOB: Mapping[str, Value] = {"blockjob.0.name": "vda", **{field.source.replace("<
                                                          for field in JOBS.fields()}}
 KEPT: Mapping[str, Value] = {field.source: 1 for collector in (SNAPSHOTS, SETTINGS) for field in collector.fields()}
 
+CHAIN: Mapping[str, Value] = {
+    f"block.{number}.{word}": value for number in range(2)
+    for word, value in (("name", "vda"), ("allocation", 1), ("capacity", 4096), ("physical", 2048))}
+
 
 def beside(at_s: float) -> list[Record]:
     """Records as the periodic sources give them, with every key there is."""
@@ -98,4 +103,5 @@ def beside(at_s: float) -> list[Record]:
         Record(Subject("networks", ("networks",), ()), "virtual_networks", NETWORKS, at_s),
         Record(Subject("interface", ("eth0",), (("interface", "eth0"),)), "virtual_networks", {"interface.active": 1},
                at_s, (Constant("libvirt_node_interface_info", (("mac", "52:54:00:00:00:01"),)),)),
-        Record(domain, "jobs", JOB, at_s, jobs), Record(domain, "kept", KEPT, at_s)]
+        Record(domain, "jobs", JOB, at_s, jobs), Record(domain, "kept", KEPT, at_s),
+        Record(domain, "backing", chains(CHAIN), at_s)]

@@ -16,7 +16,7 @@ from tests.live.conftest import DISK_BYTES, StartExporter, new_guest
 from tests.live.servers import Server
 from tests.samples import values_of
 
-ALL = ["kvm", "kvm.all", "perf", "iothread", "bandwidth", "dirtyrate", "volumes"]
+ALL = ["kvm", "kvm.all", "perf", "iothread", "bandwidth", "dirtyrate", "volumes", "backing"]
 FLAGS = ["--sampling.max-age=0s", *(f"--collector.{name}" for name in ALL)]
 
 

@@ -1,0 +1,81 @@
+"""The backing chain of each disk: how many images it has, and their sizes (the bulk call's BACKING flag)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from .bulk import GROUP_BITS
+from .connection import Session
+from .domain_groups import domain_subject
+from .fields import Collector, Declaration, Field, Kind
+from .inventory import Inventory
+from .periodic import RunningDomain, Scope
+from .snapshot import Record, Value
+
+_NOWAIT, _BACKING = 1 << 29, 1 << 30
+_NAME_KEY = "backing.<n>.name"
+_SIZES = {"allocation": ("allocation", "Highest offset written to the image since the domain started"),
+          "capacity": ("capacity", "Size of the image as its user sees it"),
+          "physical": ("physicalsize", "Bytes the image takes on the host's storage")}
+
+
+def _size(word: str, name: str, text: str) -> Declaration:
+    return Field(f"backing.<n>.<m>.{word}", f"libvirt_domain_block_backing_{name}_bytes", Kind.GAUGE,
+                 f"{text}, by its place in the chain, 0 for the one on top (libvirt block.<n>.{word} with BACKING, as "
+                 f"backing.<n>.<m>.{word}, bytes).", 1.0, "target_device", _NAME_KEY, inner_label="level")
+
+
+BACKING = Collector(
+    name="backing",
+    help="The backing chain of each disk: its length and each image's sizes.",
+    declarations=(
+        Field("backing.<n>.images", "libvirt_domain_block_backing_images", Kind.GAUGE,
+              "Number of images in the disk's chain, 1 without a backing image (libvirt block.<n>.name with BACKING, "
+              "as backing.<n>.images, count).", 1.0, "target_device", _NAME_KEY),
+        *(_size(word, name, text) for word, (name, text) in _SIZES.items())),
+    default=False,
+)
+
+
+class BackingSource:
+    """Asks the bulk call for block with all images, domain by domain."""
+
+    collector = BACKING.name
+    period_s = 60.0
+    deadline_s = 10.0
+
+    def __init__(self, _inventory: Inventory) -> None:
+        pass
+
+    def parts(self, session: Session, scope: Scope) -> Sequence[RunningDomain]:
+        return scope.healthy
+
+    def read(self, session: Session, part: object) -> Iterable[Record]:
+        assert isinstance(part, RunningDomain)
+        read_at_s = time.monotonic()
+        domains = session.domains((part.uuid,))
+        if not domains:
+            return
+        rows = session.connection.domainListGetStats(domains, GROUP_BITS["block"], _NOWAIT | _BACKING)
+        for domain, stats in rows:
+            found = chains(stats)
+            if found and domain.ID() == part.id:
+                yield Record(domain_subject(part), self.collector, found, read_at_s)
+
+
+def chains(stats: Mapping[str, Value]) -> dict[str, Value]:
+    """The keys that BACKING reads, of libvirt's: entries of one name are one chain, the image on top first."""
+    places: dict[str, int] = {}
+    levels: dict[int, int] = {}
+    found: dict[str, Value] = {}
+    number = 0
+    while f"block.{number}.name" in stats:
+        name = str(stats[f"block.{number}.name"])
+        place = places.setdefault(name, len(places))
+        level = levels[place] = levels.get(place, -1) + 1
+        found |= {f"backing.{place}.name": name, f"backing.{place}.images": level + 1}
+        found |= {f"backing.{place}.{level}.{word}": stats[f"block.{number}.{word}"] for word in _SIZES
+                  if f"block.{number}.{word}" in stats}
+        number += 1
+    return found
