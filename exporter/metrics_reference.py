@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from collectors import COLLECTORS
 from collectors.fields import Collector, Declaration, Field
 from collectors.sampling import sampling
+from exporter.archive.metrics import ARCHIVE
 
 _HEAD = """\
 # Metrics
@@ -35,7 +36,7 @@ _UNITS = ("bytes_per_second", "packets_per_second", "reads_per_second", "writes_
 
 def reference() -> str:
     """The whole page, in Markdown."""
-    sections = [sampling(COLLECTORS), *COLLECTORS]
+    sections = [sampling(COLLECTORS), *COLLECTORS, ARCHIVE]
     return _HEAD + "".join(line for collector in sections for line in _section(collector))
 
 
@@ -52,6 +53,8 @@ def _section(collector: Collector) -> Iterator[str]:
     yield f"\n## {collector.name}\n\n{collector.help} "
     if collector.name == "sampling":
         yield "Always on.\n"
+    elif collector is ARCHIVE:
+        yield "On where there is an archive (`archive.uri`).\n"
     else:
         flag = "--no-collector" if collector.default else "--collector"
         yield f"{'On' if collector.default else 'Off'} by default (`{flag}.{collector.name}`).\n"

@@ -24,6 +24,7 @@ FORCE = "--demonstration"
 HELP = f"""Usage: make run ARGS='[{FORCE}] [EXPORTER FLAGS]'
 
 Serves the metrics of the local libvirt, or of a private demonstration hypervisor where none answers.
+Samples are archived by a server of its own (--archive.uri=embedded) unless you say otherwise.
 {FORCE} takes the private one in any case. Every other flag goes to 'virtgauge exporter'."""
 
 
@@ -56,13 +57,22 @@ def _watch(flags: list[str], *, force: bool, ending: ExitStack) -> int:
     local = os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
     if not force and _answers(local):
         _say(f"watching the local libvirt {local} ({_guest_count(local)}; ARGS={FORCE} shows three known ones)", flags)
-        return _run_exporter([f"--libvirt.uri={local}", *flags])
+        return _run_exporter([f"--libvirt.uri={local}", *_archive(flags), *flags])
     hypervisor = PrivateHypervisor()
     ending.callback(hypervisor.stop)
     ending.callback(_ignore_signals)
     uri, how = _start_demonstration(hypervisor)
     _say(f"watching the demonstration hypervisor (3 guests, {how})", flags)
-    return _run_exporter([f"--libvirt.uri={uri}", *flags])
+    # What the demonstration archives is gone with it.
+    state = f"--state.directory={hypervisor.folder / 'state'}"
+    return _run_exporter([f"--libvirt.uri={uri}", state, *_archive(flags), *flags])
+
+
+def _archive(flags: Sequence[str]) -> list[str]:
+    """The embedded archive, unless the flags, a file or the environment say what there shall be."""
+    said = any(flag.partition("=")[0] in ("--archive.uri", "--config.file") for flag in flags)
+    said = said or "VIRTGAUGE_ARCHIVE_URI" in os.environ or "VIRTGAUGE_CONFIG_FILE" in os.environ
+    return [] if said else ["--archive.uri=embedded"]
 
 
 def _start_demonstration(hypervisor: PrivateHypervisor) -> tuple[str, str]:
