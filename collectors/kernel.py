@@ -31,6 +31,7 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 _VCPU_THREAD = re.compile(r"CPU (\d+)/(?:KVM|TCG)\n?")
 # Of /proc/PID/stat behind the command's name (proc_pid_stat(5)).
+_ENDED = (b"Z", b"X", b"x")
 _UTIME, _STIME, _THREADS, _START, _RSS, _PROCESSOR = 11, 12, 17, 19, 21, 36
 _NET_WORDS = ("bytes", "pkts", "errs", "drop")
 
@@ -186,6 +187,8 @@ class KernelSource:
     def _read(self, process: _Process) -> dict[str, Value]:
         fields = _fields(process.stat)
         threads = int(fields[_THREADS])
+        if not threads or fields[0] in _ENDED:  # its CPU times read as 0 then, which would look like a reset
+            raise ValueError("it has ended")
         if threads != process.threads:  # workers come and go, too: looking is cheap
             self._find_vcpus(process)
             process.threads = threads

@@ -120,6 +120,18 @@ def test_process_that_ended_is_an_error_and_never_switches(start: Start) -> None
     assert not source.decided((identity, 1))
 
 
+def test_a_zombies_counters_are_not_zero_but_absent(start: Start) -> None:
+    identity = str(uuid.uuid4())
+    child = start(identity)
+    source = KernelSource()
+    source.find([(identity, 1)])
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its entry is still there
+    assert Path(f"/proc/{child.pid}/stat").exists()
+    with pytest.raises(KernelSourceError, match=identity):
+        source.stats((identity, 1), None)
+
+
 def test_two_processes_with_one_uuid_are_left_to_the_bulk_call(start: Start) -> None:
     identity = str(uuid.uuid4())
     start(identity)

@@ -271,6 +271,7 @@ def test_client_certificates(web):
 def test_a_broken_file_is_500_over_tls_too(web):
     web.write(tls_server_config=CLIENTS | {"client_allowed_sans": ["10.0.0.7"]})
     with web.serving() as port:
+        assert web.ask(port, context=web.trusting("client")).status == 200  # the server has read the good file
         web.write(nonsense=1)
         assert web.ask(port, context=web.trusting("client")).status == 500
         assert refused(web, port, "unnamed")
