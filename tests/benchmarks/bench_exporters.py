@@ -21,12 +21,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from fleet import fleet
-from live.servers import Server, free_port
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, it stands in tests/benchmarks
 
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from tests.benchmarks.fleet import fleet
+from tests.live.servers import Server, free_port
 
 RESULTS = Path(__file__).parent / "results"
 TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
