@@ -29,8 +29,8 @@ class Exposition:
 
     def __init__(self, families: Sequence[Family], only: frozenset[str] | None = None) -> None:
         self._shown_families = np.array([only is None or family.name in only for family in families], dtype=np.bool_)
-        self._text_headers = [_header(family, False) for family in families]
-        self._openmetrics_headers = [_header(family, True) for family in families]
+        self._text_headers = [header(family, False) for family in families]
+        self._openmetrics_headers = [header(family, True) for family in families]
         self._plan: Plan | None = None
         self._shown: Floats = np.empty(0)
         self._present: Booleans = np.empty(0, dtype=np.bool_)
@@ -146,7 +146,8 @@ def format_values(values: Floats) -> list[str]:
     return text.replace(b".0,", b",").decode()[:-1].split(",")
 
 
-def _header(family: Family, openmetrics: bool) -> str:
+def header(family: Family, openmetrics: bool) -> str:
+    """A family's HELP and TYPE lines, each with its break in front."""
     name = family.name
     if openmetrics and family.kind is Kind.COUNTER:
         name = name.removesuffix("_total")

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from collectors.fields import Family
 from collectors.target import Target, View
 
-from .exposition import Exposition
+from .exposition import Exposition, header
 from .negotiation import Format
 from .refusals import Refusals
 
@@ -130,9 +130,7 @@ class TargetPage:
         return frozenset().union(*wanted)
 
     def _tail(self, format: Format, age_s: float) -> bytes:
-        name = "virtgauge_sample_age_seconds"
-        own = (f"# HELP {name} Seconds since the sample on this page was whole (sample.age, seconds).\n"
-               f"# TYPE {name} gauge\n{name} {age_s:.6f}\n").encode()
+        own = self._own_series("virtgauge_sample_age_seconds", f"{age_s:.6f}", format)
         if self._registry is None:
             return own + (_END if format.openmetrics else b"")
         if format.openmetrics:
@@ -140,6 +138,9 @@ class TargetPage:
         return own + bytes(text_of(self._registry))
 
     def _without_sample(self, format: Format) -> bytes:
-        text = ("# HELP libvirt_up 1 if libvirt answered this sample, 0 if not (libvirt.up, boolean).\n"
-                "# TYPE libvirt_up gauge\nlibvirt_up 0\n")
-        return text.encode() + (_END if format.openmetrics else b"")
+        return self._own_series("libvirt_up", "0", format) + (_END if format.openmetrics else b"")
+
+    def _own_series(self, name: str, value: str, format: Format) -> bytes:
+        """A family of one series without labels that no sample carries, under its declared header."""
+        family = next(family for family in self._families if family.name == name)
+        return f"{header(family, format.openmetrics)}\n{name} {value}\n".encode()[1:]

@@ -21,7 +21,7 @@ LIBVIRT = (
     "collectors/inventory.py", "collectors/events.py", "collectors/host.py", "collectors/storage.py",
     "collectors/virtual_networks.py", "collectors/jobs.py", "collectors/snapshots.py", "collectors/settings.py",
     "collectors/support.py",
-    "collectors/per_domain.py", "collectors/periodic.py", "exporter/control/", "exporter/demonstration/")
+    "collectors/per_domain.py", "exporter/control/", "exporter/demonstration/")
 PROMETHEUS_CLIENT = ("exporter/exposition.py", "exporter/page.py", "exporter/server.py", "exporter/control/")
 PYMONGO = ("exporter/archive/",)
 # What exporter/control may use of the rest of virtgauge. Of the collectors: libvirt's event loop, of which a process
