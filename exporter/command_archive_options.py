@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.archive.document_reader import Database
 from exporter.listening import ListenAddress
 
 if TYPE_CHECKING:
+    from exporter.archive.document_reader import Database
     from exporter.config import Settings
 
 _FLAGS = {

@@ -8,15 +8,18 @@ import os
 import threading
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
+from collectors.connection import Opener, host_identity
 from exporter.access import api_middleware
 from exporter.command_token import token_file_path
 from exporter.config import Settings
 from exporter.control.api import EXEMPT, control_application
 from exporter.control.api_running import Runner
 from exporter.control.audit import Trail
+from exporter.control.audit_metrics import AuditMetrics
 from exporter.control.connection import Session
 from exporter.control.control_metrics import ControlMetrics
 from exporter.control.errors import ControlError
@@ -29,6 +32,9 @@ from exporter.page import process_registry
 from exporter.refusals import Refusals
 from exporter.server import front_of, listening_sockets, serve_sockets
 from exporter.tokens import Principal, TokenFile
+
+if TYPE_CHECKING:
+    from exporter.archive.trail_archive import TrailArchive
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +62,10 @@ def run_control(settings: Settings) -> None:
     metrics = ControlMetrics(folders)
     registry = process_registry(refusals)
     registry.register(metrics)
+    archive = _trail_archive(settings, executor.trail)
+    if archive is not None:
+        registry.register(AuditMetrics(archive.state))
+        archive.start()
     runner = Runner(executor, jobs, metrics)
     refused = _AuditedRefusals(executor.trail)
     app = control_application(
@@ -67,6 +77,20 @@ def run_control(settings: Settings) -> None:
         if not runner.wait_until_idle(LAST_ACTS_S):
             _log.warning("operations still run; the audit trail will say at the next start what became of them")
         refused.stop()
+        if archive is not None:
+            archive.stop()
+
+
+def _trail_archive(settings: Settings, trail: Trail) -> TrailArchive | None:
+    if settings.archive.uri is None:
+        return None
+    from exporter.archive.archive import HostOnce
+    from exporter.archive.trail_archive import TrailArchive
+
+    opener = Opener(settings.libvirt.uri)
+    host = HostOnce(lambda: host_identity(opener), settings.host.name)
+    state = settings.state.directory
+    return TrailArchive(settings.archive, trail.path.parent, trail.path, state / "archive", host)
 
 
 def _interrupted() -> dict[str, object]:

@@ -27,6 +27,7 @@ from exporter.archive.documents import (
     RAW,
     SERIES_INDEX,
     Document,
+    Resolution,
     binary_uuid,
     moment,
 )
@@ -81,10 +82,12 @@ class Writer:
     """Owns the sending thread and its client.  ``start`` and ``stop`` from one thread; the rest from any.
 
     ``address`` is asked at each connection (the embedded server may have moved); it may raise ArchiveError.
+    ``grouper`` makes documents of frames and ``resolution`` says where they go: samples, if nothing is said.
     """
 
     def __init__(self, spool: Spool, address: Callable[[], Address], *, partition: str = "",
-                 patience: Patience | None = None, wall_clock: Callable[[], float] = time.time) -> None:
+                 patience: Patience | None = None, wall_clock: Callable[[], float] = time.time,
+                 resolution: Resolution = RAW, grouper: Callable[[], Grouper] = Grouper) -> None:
         self.counts = WriterCounts()
         self.patience = patience or Patience()
         # Hour to how often samples of it were acknowledged: one that comes during its roll-up is not forgotten.
@@ -92,13 +95,14 @@ class Writer:
         self._days: set[int] = {int(day) for day in _list(spool.notes.get("days"))}
         self._spool = spool
         self._address = address
-        self._partition = partition
+        self._collection = lambda start: resolution.collection(start, partition)
+        self._new_grouper = grouper
         self._wall_clock = wall_clock
         self._repeated = RepeatedLog(log)
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._grouper = Grouper()
+        self._grouper = grouper()
         self._read = spool.acknowledged
         self._waiting: Group | None = None
         self._client: MongoClient[Document] | None = None
@@ -175,7 +179,7 @@ class Writer:
 
     def _start_over(self) -> None:
         with self._lock:
-            self._grouper, self._waiting, self._read = Grouper(), None, self._spool.acknowledged
+            self._grouper, self._waiting, self._read = self._new_grouper(), None, self._spool.acknowledged
         self._disconnect()
 
     def _groups(self) -> Iterator[Group]:
@@ -195,7 +199,7 @@ class Writer:
     def _send(self, group: Group) -> None:
         documents = group.documents(self._spool.name)
         while batch := _batch(documents):
-            for name, part in _by_partition(batch, self._partition).items():
+            for name, part in _by_partition(batch, self._collection).items():
                 self._insist(lambda name=name, part=part: self._insert(name, part))  # type: ignore[misc]
             self._stopping.wait(self.patience.pause_s)
         self._insist(lambda: self._note_objects(group))
@@ -372,10 +376,10 @@ def _batch(documents: Iterator[Document]) -> list[Document]:
     return list(islice(documents, MOST_DOCUMENTS))
 
 
-def _by_partition(documents: list[Document], partition: str) -> dict[str, list[Document]]:
+def _by_partition(documents: list[Document], collection: Callable[[Any], str]) -> dict[str, list[Document]]:
     found: dict[str, list[Document]] = {}
     for document in documents:
-        found.setdefault(RAW.collection(document["start"], partition), []).append(document)
+        found.setdefault(collection(document["start"]), []).append(document)
     return found
 
 

@@ -31,6 +31,7 @@ from exporter.access import Forbidden, request_id_of, require_role
 from exporter.control import own_connectivity
 from exporter.control.api_requests import idempotency_key, query_document, read_asked
 from exporter.control.api_running import Runner
+from exporter.control.audit_api import audit_routes
 from exporter.control.errors import ControlError, NotFoundError, RefusedError, TimedOutError
 from exporter.control.executor import Actor, Request
 from exporter.control.jobs import Job
@@ -59,6 +60,7 @@ def control_application(
     """The application behind `access` (from exporter.access). Every route asks for a role of its own."""
     endpoints = _Endpoints(runner, registry)
     routes = [endpoints.route(operation) for operation in operations]
+    routes += audit_routes(runner.executor.trail)
     routes += [
         Route("/api/v1/openapi.json", endpoints.openapi(operations), methods=["GET"]),
         Route("/api/v1/jobs", endpoints.jobs, methods=["GET"]),

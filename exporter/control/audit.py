@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -76,11 +77,24 @@ class Trail:
 
     def records(self, newest: int | None = None) -> list[dict[str, JsonValue]]:
         """The records, oldest first; the `newest` only where given. Torn lines are left out."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as lines:
-            found = [record for record in map(_parsed, lines) if record is not None]
-        return found[-newest:] if newest is not None else found
+        return list(islice(self.backwards(), newest))[::-1]
+
+    def backwards(self) -> Iterator[dict[str, JsonValue]]:
+        """The records, newest first, read from the file's end as far as they are asked for."""
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            end, rest = file.seek(0, os.SEEK_END), b""
+            while end > 0:
+                start = max(0, end - _TAIL_BYTES)
+                file.seek(start)
+                first, *lines = (file.read(end - start) + rest).split(b"\n")
+                end, rest = start, first
+                yield from filter(None, map(_parsed, reversed(lines)))
+            if (oldest := _parsed(rest)) is not None:
+                yield oldest
 
     def verify(self) -> int:
         """The number of records, each checked. Raises TrailDamagedError that names the first bad line."""
@@ -108,6 +122,29 @@ class Trail:
                     continue
                 yield number, record, torn
                 torn = False
+
+
+def is_intact(record: Mapping[str, JsonValue]) -> bool:
+    """Whether a record's hash is that of what it says; of its neighbours this tells nothing."""
+    return record.get("hash") == _hash({name: value for name, value in record.items() if name != "hash"})
+
+
+def record_time(record: Mapping[str, JsonValue]) -> datetime:
+    """When it was written; the beginning of time where it does not say."""
+    try:
+        return datetime.fromisoformat(str(record.get("time"))).astimezone(UTC)
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
+
+
+def tells_of(record: Mapping[str, JsonValue], domain: str) -> bool:
+    """Whether a record concerns this domain, by name or UUID."""
+    subject = record.get("subject")
+    return (
+        isinstance(subject, dict)
+        and subject.get("kind") == "domain"
+        and domain in (subject.get("name"), subject.get("uuid"))
+    )
 
 
 def _last_record(fd: int) -> tuple[dict[str, JsonValue], bytes]:

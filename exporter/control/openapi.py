@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from exporter.control.api_requests import Asked
+from exporter.control.audit_api import audit_paths
 from exporter.control.examples import EXAMPLES
 from exporter.control.jobs import Job
 from exporter.control.operation import Operation, Result
@@ -52,6 +53,7 @@ def openapi_document(operations: Sequence[AnyOperation]) -> dict[str, Any]:
         method = "get" if operation.reads else "post"
         paths[operation_path(operation)] = {method: _operation(operation, schemas)}
     paths.update(_job_paths())
+    paths.update(audit_paths({status: _error(_ERRORS[status]) for status in ("401", "403", "422", "503")}))
     return {
         "openapi": "3.1.0",
         "info": {
