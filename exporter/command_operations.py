@@ -72,8 +72,20 @@ def group(noun: str, help_text: str) -> click.Group:
     made = _NounGroup(noun, help=help_text, epilog=_EPILOG, context_settings=dict(_HELP))
     for operation in OPERATIONS:
         if operation.noun == noun:
-            made.add_command(command(operation))
+            _parent(made, operation.words[1:-1]).add_command(command(operation))
     return made
+
+
+def _parent(noun: click.Group, words: tuple[str, ...]) -> click.Group:
+    """The group that a command stands in: the noun's, or one of its verb's (`domain set`)."""
+    if not words:
+        return noun
+    found = noun.commands.get(words[0])
+    if not isinstance(found, click.Group):
+        help_text = f"{words[0].capitalize()} a {noun.name}'s devices and limits, while it runs or for its next boot."
+        found = _NounGroup(words[0], help=help_text, epilog=_EPILOG, context_settings=dict(_HELP))
+        noun.add_command(found)
+    return found
 
 
 class _NounGroup(click.Group):
@@ -104,7 +116,7 @@ def command(operation: AnyOperation) -> click.Command:
     parameters += parameter_options(operation.parameters, _TAKEN)
     parameters += _common_options(operation)
     return click.Command(
-        operation.verb, callback=run, params=parameters, help=operation.summary, short_help=operation.summary,
+        operation.words[-1], callback=run, params=parameters, help=operation.summary, short_help=operation.summary,
         epilog=_EPILOG,
         context_settings=dict(_HELP),
     )  # fmt: skip

@@ -34,7 +34,7 @@ def example_of(operation: Operation[Any]) -> tuple[str | None, dict[str, Any]]:
 def command_words(operation: Operation[Any]) -> list[str]:
     """The example as words of the command line, `virtgauge` left out."""
     reference, parameters = example_of(operation)
-    words = [operation.noun, operation.verb, *([reference] if reference else [])]
+    words = [*operation.words, *([reference] if reference else [])]
     for name, value in parameters.items():
         flag = flag_of(name)
         if isinstance(value, bool):
@@ -62,7 +62,7 @@ def _section(operation: Operation[Any]) -> str:
         notes.append("cannot be undone: asks, or `--yes`; `confirm` over the API")
     if operation.long_running:
         notes.append("a job over the API")
-    text = f"\n### {operation.noun} {operation.verb}\n\n{operation.summary} {'; '.join(notes)}.\n\n"
+    text = f"\n### {' '.join(operation.words)}\n\n{operation.summary} {'; '.join(notes)}.\n\n"
     text += f"```sh\nvirtgauge {shlex.join(command_words(operation))}\n{_curl(operation)}\n```\n"
     flags = parameter_options(operation.parameters, frozenset())
     if flags:

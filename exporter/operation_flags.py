@@ -25,7 +25,7 @@ _UNITS = {
     "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
 }  # fmt: skip
-_SIZE_ENDINGS = {"_bytes": 1, "_kib": 1 << 10, "_mib": 1 << 20, "_gib": 1 << 30}
+_SIZE_ENDINGS = {"_bytes": 1, "_bytes_sec": 1, "_bytes_sec_max": 1, "_kib": 1 << 10, "_mib": 1 << 20, "_gib": 1 << 30}
 # No libvirt document is larger; a bigger file is a mistake.
 _MOST_FILE_BYTES = 16 << 20
 

@@ -24,6 +24,9 @@ State = dict[str, JsonValue]
 """What is known of a thing's state, by name, with units in the names; what is unknown is absent."""
 
 
+_GROUPED = ("attach", "detach", "set", "lift")
+
+
 class Role(enum.IntEnum):
     """Who may: each holds the rights of those before it."""
 
@@ -191,6 +194,12 @@ class Operation(ABC, Generic[P]):
     @property
     def name(self) -> str:
         return f"{self.noun}.{self.verb}"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command line's words: `domain shutdown`, and `domain set memory` for the verb `set-memory`."""
+        first, _, rest = self.verb.partition("-")
+        return (self.noun, first, rest) if first in _GROUPED and rest else (self.noun, self.verb)
 
     @abstractmethod
     def find(self, session: Session, reference: str | None, parameters: P) -> Subject:

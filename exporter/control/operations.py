@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.control import definition, interface_reading, interfaces, lifecycle, lookup, provisioning, save_restore
+from exporter.control import (
+    balloon,
+    definition,
+    device_limits,
+    interface_reading,
+    interfaces,
+    lifecycle,
+    lookup,
+    provisioning,
+    save_restore,
+)
 from exporter.control.operation import Operation
 
 OPERATIONS: tuple[Operation[Any], ...] = (
@@ -13,6 +23,8 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     *lifecycle.OPERATIONS,
     *provisioning.OPERATIONS,
     *save_restore.OPERATIONS,
+    *balloon.OPERATIONS,
+    *device_limits.OPERATIONS,
     *interface_reading.OPERATIONS,
     *interfaces.OPERATIONS,
 )

@@ -45,7 +45,7 @@ def virtgauge(capsys, flags):
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 def test_every_operation_is_a_command_with_help(capsys, operation):
-    assert cli.run([operation.noun, operation.verb, "--help"]) == 0
+    assert cli.run([*operation.words, "--help"]) == 0
     out = capsys.readouterr().out
     assert operation.summary.split()[0] in out
     assert "Exit status" in out

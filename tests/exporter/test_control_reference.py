@@ -27,18 +27,20 @@ def test_the_example_is_read_as_it_is_meant(operation, tmp_path, monkeypatch):
     wanted_reference, wanted = example_of(operation)
     Path("web1.xml").write_text(wanted.get("xml", ""))
     made = command(operation)
-    context = made.make_context(operation.verb, command_words(operation)[2:])
+    context = made.make_context(operation.verb, command_words(operation)[len(operation.words):])
     assert context.params.get("common__reference") == wanted_reference
     given = parameter_document(operation.parameters, context.params)
     assert parse_parameters(operation, given) == parse_parameters(operation, wanted)
 
 
-def test_the_guides_command_lines_are_taken(tmp_path):
-    lines = [line[2:] for line in (DOCS / "control.md").read_text().splitlines() if line.startswith("$ virtgauge ")]
+@pytest.mark.parametrize("page", ["control.md", "control-devices.md"])
+def test_the_guides_command_lines_are_taken(page):
+    lines = [line[2:] for line in (DOCS / page).read_text().splitlines() if line.startswith("$ virtgauge ")]
     assert len(lines) >= 4
-    by_words = {(operation.noun, operation.verb): operation for operation in OPERATIONS}
     for line in lines:
-        _, noun, verb, *words = line.split()
-        context = command(by_words[noun, verb]).make_context(verb, words)
+        words = tuple(line.split()[1:])
+        (operation,) = (known for known in OPERATIONS if words[: len(known.words)] == known.words)
+        made = command(operation)
+        context = made.make_context(operation.verb, list(words[len(operation.words) :]))
         assert isinstance(context, click.Context)
-        parameter_document(by_words[noun, verb].parameters, context.params)
+        parameter_document(operation.parameters, context.params)
