@@ -218,7 +218,7 @@ class _InterfaceLimits(LimitsChange[L]):
         try:
             handle.setInterfaceParameters(device, limits, FLAGS[side])
         except libvirt.libvirtError as error:
-            said = (error.get_error_message() or "").strip()
+            said = " ".join((error.get_error_message() or "").split())
             if "tc " not in said:
                 raise
             raise UnsupportedError(

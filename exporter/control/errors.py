@@ -182,7 +182,7 @@ def from_libvirt(error: libvirt.libvirtError, doing: str) -> ControlError:
 
     A closed connection (domain RPC) is UnreachableError with `outcome_unknown`: the daemon may have acted.
     """
-    code, message = error.get_error_code(), (error.get_error_message() or str(error)).strip()
+    code, message = error.get_error_code(), " ".join((error.get_error_message() or str(error)).split())
     if error.get_error_domain() == libvirt.VIR_FROM_RPC:
         return UnreachableError(
             f"{doing}: the connection to libvirt broke",
