@@ -3,6 +3,7 @@
     GET  /api/v1/history/query?domain=web1&field=cpu.usage&since=24h    rows, see `Answer.rows`
     GET  /api/v1/history/domains, /api/v1/history/fields                what there is
     POST /api/v1/read                                                   remote read
+    GET  /api/v1/openapi.json                                           what all that means
 
 Routes for a Starlette application; the database is read in worker threads, at most four at a time.
 """
@@ -14,7 +15,10 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 from uuid import UUID
 
 import orjson
@@ -23,15 +27,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from exporter.access import PRINCIPAL, Forbidden, require_domain
+from exporter.access import PRINCIPAL, Forbidden, request_id_of, require_domain
 from exporter.archive.document_reader import Database, Unsealed
 from exporter.archive.domain_lookup import all_domains
+from exporter.archive.history import MOST_ASKED_POINTS
 from exporter.archive.history_fields import HistoryFields
-from exporter.archive.history_question import Question, ask
+from exporter.archive.history_question import Question, absolute, ask
 from exporter.archive.remote_answers import RemoteAnswers
 from exporter.archive.timespan import iso
 from exporter.errors import UsageError, VirtgaugeError
+from exporter.history_openapi import history_document
 from exporter.nearest import nearest
+from exporter.openapi import OPENAPI_PATH
 from exporter.remote_read import MOST_REQUEST_BYTES, read_request, response
 from exporter.tokens import Principal
 
@@ -41,8 +48,12 @@ QUERY_PATH = "/api/v1/history/query"
 READ_PATH = "/api/v1/read"
 RESOLUTION_HEADER = "X-Virtgauge-Resolution"
 UNSEALED_HEADER = "X-Virtgauge-Unsealed"
+ROWS_HEADER = "X-Virtgauge-Rows"
 MOST_AT_ONCE = 4
-_PARAMETERS = ("domain", "field", "since", "until", "step", "points", "host")
+MOST_ROWS = 100_000
+"""Of one answer, some 17 MB; the header Link says where the next ones are."""
+_PAGE = ("limit", "offset")
+_PARAMETERS = ("domain", "field", "since", "until", "step", "points", "host", *_PAGE)
 
 T = TypeVar("T")
 
@@ -70,6 +81,7 @@ class HistoryApi:
             Route("/api/v1/history/domains", self._answered(self._domains), methods=["GET"]),
             Route("/api/v1/history/fields", self._answered(self._list_fields), methods=["GET"]),
             Route(READ_PATH, self._answered(self._read), methods=["POST"]),
+            Route(OPENAPI_PATH, _document(), methods=["GET"]),
         ]
 
     def _answered(self, endpoint: Callable[[Request], Any]) -> Callable[[Request], Any]:
@@ -80,16 +92,18 @@ class HistoryApi:
                 result: Response = await endpoint(request)
                 return result
             except UsageError as error:
-                return _error(400, str(error))
+                return _error(request, 400, str(error))
             except VirtgaugeError as error:
-                return _error(503, str(error))
+                return _error(request, 503, str(error))
             except Forbidden:
                 raise  # the access layer counts it and answers 403
             except ClientDisconnect:
-                return _error(400, "the request's body did not arrive")
+                return _error(request, 400, "the request's body did not arrive")
             except Exception:  # noqa: BLE001  # a bug must cost this answer only, and leave its traceback
-                _log.exception("a history answer failed", extra={"path": request.url.path})
-                return _error(500, "virtgauge has a bug: the history answer failed; its log holds the traceback")
+                told = {"path": request.url.path, "request_id": request_id_of(request)}
+                _log.exception("a history answer failed", extra=told)
+                text = "virtgauge has a bug: the history answer failed; its log holds the traceback"
+                return _error(request, 500, text)
 
         return answer
 
@@ -99,37 +113,49 @@ class HistoryApi:
             # Before the look-up, whose error would name the nearest domain, which may be out of scope.
             _require_scope(request, question.domain)
 
+        page = _page(request)
+
         def work() -> tuple[bytes, dict[str, str]]:
-            answer = ask(self._database(), self._fields, question, self._clock(), self._unsealed)
+            # As times, so that the next page is of the same span.
+            asked = absolute(question, self._clock())
+            answer = ask(self._database(), self._fields, asked, self._clock(), self._unsealed)
             _require_scope(request, answer.domain.name)
-            unsealed = "true" if answer.reading.unsealed else "false"
-            return orjson.dumps(list(answer.rows())), {
+            headers = {
                 RESOLUTION_HEADER: answer.resolution,
-                UNSEALED_HEADER: unsealed,
+                UNSEALED_HEADER: "true" if answer.reading.unsealed else "false",
             }
+            rows = list(islice(answer.rows(), page.offset, page.offset + page.limit))
+            following = {"domain": asked.domain, "field": list(asked.fields), "since": asked.since,
+                         "until": asked.until, "step": asked.step, "points": asked.points, "host": asked.host}
+            return orjson.dumps(rows), headers | page.headers(request, answer.row_count, following)
 
         body, headers = await self._in_thread(work)
         return Response(body, media_type="application/json", headers=headers)
 
     async def _domains(self, request: Request) -> Response:
-        def work() -> bytes:
-            return orjson.dumps(
-                [
-                    {
-                        "domain": domain.name,
-                        "uuid": str(domain.uuid),
-                        "host": domain.host_name,
-                        "first_seen": iso(domain.first_seen_s),
-                        "last_seen": iso(domain.last_seen_s),
-                    }
-                    for domain in all_domains(self._database())
-                    if _in_scope(request)(domain.name)
-                ]
-            )
+        _check_names(request, ("host", *_PAGE))
+        page, host = _page(request), request.query_params.get("host", "")
 
-        return Response(await self._in_thread(work), media_type="application/json")
+        def work() -> tuple[bytes, int]:
+            rows = [
+                {
+                    "domain": domain.name,
+                    "uuid": str(domain.uuid),
+                    "host": domain.host_name,
+                    "first_seen": iso(domain.first_seen_s),
+                    "last_seen": iso(domain.last_seen_s),
+                }
+                for domain in all_domains(self._database())
+                if _in_scope(request)(domain.name) and host in ("", domain.host_name)
+            ]
+            return orjson.dumps(rows[page.offset : page.offset + page.limit]), len(rows)
+
+        body, count = await self._in_thread(work)
+        headers = page.headers(request, count, {"host": host})
+        return Response(body, media_type="application/json", headers=headers)
 
     async def _list_fields(self, request: Request) -> Response:
+        _check_names(request, ())
         rows = [
             {
                 "field": field.name,
@@ -185,16 +211,64 @@ def _is_uuid(text: str) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Which rows of an answer are asked for."""
+
+    limit: int
+    offset: int
+
+    def headers(self, request: Request, rows: int, question: dict[str, Any]) -> dict[str, str]:
+        """How many rows there are in all, and where the next ones are: the same `question`, further on."""
+        found = {ROWS_HEADER: str(rows)}
+        after = self.offset + self.limit
+        if after < rows:
+            given = {name: value for name, value in question.items() if value}
+            query = urlencode({**given, "limit": self.limit, "offset": after}, doseq=True)
+            found["Link"] = f'<{request.url.path}?{query}>; rel="next"'
+        return found
+
+
+def _page(request: Request) -> _Page:
+    return _Page(_whole(request, "limit", MOST_ROWS, 1, MOST_ROWS), _whole(request, "offset", 0, 0, 10**9))
+
+
+def _whole(request: Request, name: str, default: int, least: int, most: int) -> int:
+    text = request.query_params.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most):
+        raise UsageError(f"{name} {text[:60]!r} is not a number from {least} to {most}")
+    return int(text)
+
+
+def _check_names(request: Request, known: tuple[str, ...]) -> None:
+    for name in request.query_params:
+        if name not in known:
+            near = f"the nearest is {nearest(name, known)}" if known else "this takes none"
+            raise UsageError(f"unknown parameter {name[:60]!r}; {near}")
+
+
 def _question(request: Request) -> Question:
     query = request.query_params
-    for name in query:
-        if name not in _PARAMETERS:
-            raise UsageError(f"unknown parameter {name[:60]!r}; the nearest is {nearest(name, _PARAMETERS)}")
+    _check_names(request, _PARAMETERS)
     if not query.get("domain"):
         raise UsageError("the parameter domain is missing; give a name or UUID, like domain=web1")
     fields = tuple(word for text in query.getlist("field") for word in text.split(",") if word.strip())
     rest = {name: query.get(name, "") for name in ("domain", "since", "until", "step", "points", "host")}
     return Question(fields=fields, **rest)
+
+
+def _document() -> Callable[[Request], Any]:
+    """Serves the OpenAPI document, made at the first request."""
+    made: list[bytes] = []
+
+    async def endpoint(_request: Request) -> Response:
+        if not made:
+            made.append(orjson.dumps(history_document(MOST_ROWS, MOST_ASKED_POINTS)))
+        return Response(made[0], media_type="application/json")
+
+    return endpoint
 
 
 async def _body(request: Request) -> bytes:
@@ -207,5 +281,6 @@ async def _body(request: Request) -> bytes:
     return bytes(found)
 
 
-def _error(status: int, text: str) -> Response:
-    return Response(orjson.dumps({"error": text}), status_code=status, media_type="application/json")
+def _error(request: Request, status: int, text: str) -> Response:
+    content = orjson.dumps({"error": text, "request_id": request_id_of(request)})
+    return Response(content, status_code=status, media_type="application/json")

@@ -9,12 +9,11 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from exporter.archive.document_reader import Database
 from exporter.archive.history_fields import HistoryFields
-from exporter.archive.history_question import DEFAULT_SINCE, Question, Row, ask
-from exporter.archive.timespan import parse_moment
+from exporter.archive.history_question import Question, Row, absolute, ask
 from exporter.errors import UsageError, VirtgaugeError
 from exporter.history_api import QUERY_PATH, RESOLUTION_HEADER
 
@@ -42,7 +41,7 @@ def history_rows(
     `exporter` is its URL, None to leave it out; `token` is shown to it. Raises UsageError for a wrong
     question, VirtgaugeError where neither answers.
     """
-    question = _absolute(question, time.time())
+    question = absolute(question, time.time())
     fields.all_named(question.fields)
     without = "" if exporter else "database, without what is not archived yet"
     if exporter:
@@ -65,26 +64,22 @@ class _NoAnswerError(Exception):
     """The exporter does not answer, or has no archive."""
 
 
-def _absolute(question: Question, now_s: float) -> Question:
-    """The question with times in seconds since the epoch: the exporter's clock and zone may be others."""
-    since = parse_moment(question.since or DEFAULT_SINCE, now_s)
-    until = parse_moment(question.until or "now", now_s)
-    if since >= until:
-        return question  # refused further on, in the words of the one who asks
-    return replace(question, since=f"{since:.3f}", until=f"{until:.3f}")
-
-
 def _from_exporter(question: Question, exporter: str, token: str | None) -> Found:
     parameters: list[tuple[str, str]] = [("field", field) for field in question.fields]
     for name in ("domain", "since", "until", "step", "points", "host"):
         if text := getattr(question, name):
             parameters.append((name, text))
-    body, headers = _get(f"{exporter.rstrip('/')}{QUERY_PATH}?{urllib.parse.urlencode(parameters)}", exporter, token)
-    try:
-        rows = json.loads(body)
-    except ValueError:
-        raise _NoAnswerError(f"what answers at {exporter} is no virtgauge exporter") from None
-    return Found(rows, f"exporter at {exporter} ({headers.get(RESOLUTION_HEADER, '')})")
+    rows: list[Row] = []
+    while True:
+        page = urllib.parse.urlencode([*parameters, ("offset", str(len(rows)))] if rows else parameters)
+        body, headers = _get(f"{exporter.rstrip('/')}{QUERY_PATH}?{page}", exporter, token)
+        try:
+            found = json.loads(body)
+        except ValueError:
+            raise _NoAnswerError(f"what answers at {exporter} is no virtgauge exporter") from None
+        rows += found
+        if not found or "Link" not in headers:
+            return Found(rows, f"exporter at {exporter} ({headers.get(RESOLUTION_HEADER, '')})")
 
 
 def _get(url: str, exporter: str, token: str | None) -> tuple[bytes, Mapping[str, str]]:

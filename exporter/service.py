@@ -150,9 +150,11 @@ def _guarded(settings: Settings, refusals: Refusals) -> list[Middleware]:
     """What asks for a bearer token in front of the history API. Raises SettingsError for a bad token file."""
     from .access import api_middleware
     from .command_token import token_file_path
+    from .openapi import OPENAPI_PATH
     from .tokens import TokenFile
 
-    return api_middleware(TokenFile(token_file_path(settings)), refusals, protected=(API_PATHS,))
+    tokens = TokenFile(token_file_path(settings))
+    return api_middleware(tokens, refusals, protected=(API_PATHS,), exempt=(OPENAPI_PATH,))
 
 
 def archive_collectors() -> tuple[Collector, ...]:

@@ -30,7 +30,7 @@ FOR_CONTROL = {"collectors.connection", "collectors.domain", "exporter.nearest",
                "exporter.errors", "exporter.config", "exporter.server", "exporter.webconfig",
                "exporter.access", "exporter.tokens", "exporter.refusals",
                "exporter.archive.spool", "exporter.archive.writer", "exporter.archive.timespan",
-               "exporter.version"}
+               "exporter.openapi", "exporter.version"}
 # Only these build the parts of the program and hand them to each other.
 BUILDERS = ("exporter/service.py", "exporter/control_service.py", "exporter/cli.py", "exporter/command_exporter.py")
 BUILT = {"Opener", "LanePool", "Inventory", "EventListener", "Sampler", "Target", "Builder", "Compiler", "TargetPage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -27,6 +28,8 @@ from exporter.archive.timespan import Span
 
 QUERY_TIME_MS = 30_000
 """What the server gives one query."""
+ANSWER_S = 50.0
+"""What all queries of one question may take: the APIs end a request after 60 s, and a thread must not read on."""
 
 _HEAD = ("schema", "start", "end", "host", "offsets_ms")
 # A window is at most 300 s long (archive.window); the sample before the span is needed for its first rate.
@@ -40,13 +43,14 @@ Unsealed = Callable[[UUID], Sequence[Document]]
 
 
 class DocumentReader:
-    """Reads one database. Any thread; every method blocks and raises what pymongo raises, and HistoryError."""
+    """Answers one question from one database. Any thread; blocks, raises what pymongo raises, and HistoryError."""
 
     def __init__(self, database: Database, unsealed: Unsealed | None = None) -> None:
         options: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument, tz_aware=True)
         self.database = database
         self._raw_database = database.with_options(codec_options=options)
         self._unsealed = unsealed
+        self._until_s = time.monotonic() + ANSWER_S
 
     def collection_names(self) -> list[str]:
         """Names of all collections."""
@@ -71,6 +75,8 @@ class DocumentReader:
             for document in cursor:
                 _check_version(document.get("schema"), name)
                 yield document
+            if time.monotonic() > self._until_s:
+                raise HistoryError(f"the archive took longer than {ANSWER_S:g} s to read; ask for a shorter span")
 
     def unsealed(self, uuid: UUID) -> Sequence[Document]:
         """The windows that are not in the database yet."""

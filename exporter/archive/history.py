@@ -56,7 +56,7 @@ class History:
 
     def __init__(self, database: Database, unsealed: Unsealed | None = None) -> None:
         self._database = database
-        self._documents = DocumentReader(database, unsealed)
+        self._unsealed = unsealed
 
     def read(
         self,
@@ -89,8 +89,9 @@ class History:
     ) -> FoundParts:
         """Every point of the span at that resolution, and at others where it does not reach; not thinned."""
         with telling_failures(self._database):
-            self._documents.check_schema()
-            return PartReader(self._documents, uuid, fields).read(span, resolution)
+            documents = DocumentReader(self._database, self._unsealed)
+            documents.check_schema()
+            return PartReader(documents, uuid, fields).read(span, resolution)
 
     def _step_s(self, found: FoundParts, span: Span, step_s: float | None, most_points: int) -> float:
         if step_s is not None:

@@ -64,7 +64,9 @@ class PartReader:
     def read(self, span: Span, resolution: Resolution) -> FoundParts:
         """Every point of the span at that resolution, and at others where it does not reach. Once an object."""
         order = RESOLUTIONS.index(resolution)
-        begins_s = self._begin_s(resolution)
+        while order and self._begin_s(RESOLUTIONS[order]) == float("inf"):
+            order -= 1  # no roll-up is made yet: the archive's first hour, or day
+        begins_s = self._begin_s(RESOLUTIONS[order])
         if begins_s > span.start_s and order + 1 < len(RESOLUTIONS):
             # Older than the oldest partition: dropped at this resolution, perhaps kept at a coarser one.
             self._read_coarser(Span(span.start_s, min(begins_s, span.end_s)), order + 1)

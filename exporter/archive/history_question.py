@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from exporter.archive.document_reader import Database, Unsealed
 from exporter.archive.domain_lookup import ArchivedDomain, find_domain
 from exporter.archive.history import MOST_ASKED_POINTS, MOST_POINTS, History, Reading, resolution_text
 from exporter.archive.history_fields import HistoryFields
-from exporter.archive.timespan import iso, parse_span, parse_step
+from exporter.archive.timespan import iso, parse_moment, parse_span, parse_step
 from exporter.errors import UsageError
 
 DEFAULT_FIELD = "cpu.usage"
@@ -45,6 +45,11 @@ class Answer:
         """What was read from, for people."""
         return resolution_text(self.reading)
 
+    @property
+    def row_count(self) -> int:
+        """How many rows there are."""
+        return sum(len(series.points) for series in self.reading.series)
+
     def rows(self) -> Iterator[Row]:
         """One flat row a point, series by series."""
         for series in self.reading.series:
@@ -66,6 +71,18 @@ class Answer:
                     "avg": _number(mean),
                     "max": _number(high),
                 }
+
+
+def absolute(question: Question, now_s: float) -> Question:
+    """The question with its times in seconds since the epoch, so that it means the same later and elsewhere.
+
+    Raises UsageError where they are not understood; one that ends before it starts is left for whoever answers it.
+    """
+    since = parse_moment(question.since or DEFAULT_SINCE, now_s)
+    until = parse_moment(question.until or "now", now_s)
+    if since >= until:
+        return question
+    return replace(question, since=f"{since:.3f}", until=f"{until:.3f}")
 
 
 def ask(

@@ -7,12 +7,14 @@ counter's growth is drawn as a line, since PromQL finds no sample older than fiv
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.archive.document_reader import Database, Unsealed
+from exporter.archive.document_reader import ANSWER_S, Database, Unsealed
 from exporter.archive.documents import FIVE_MINUTES, HOURLY, RAW, RESOLUTIONS, Resolution
 from exporter.archive.domain_lookup import ArchivedDomain, all_domains
 from exporter.archive.history import History
@@ -62,6 +64,7 @@ class RemoteAnswers:
             own = _domain_labels(domain, labels)
             wanted = [f for f in fields if _may_match(query, {"__name__": f.metric, **own}, (f.device_label,))]
             if wanted and domain.seen_in(span):
+                budget.check_time()
                 yield from self._domain_series(query, domain, wanted, own, span, budget)
 
     def _domain_series(
@@ -95,6 +98,13 @@ class _Budget:
     """What all queries of one request may still give."""
 
     left: int = MOST_SAMPLES
+    until_s: float = dataclasses.field(default_factory=lambda: time.monotonic() + ANSWER_S)
+
+    def check_time(self) -> None:
+        if time.monotonic() > self.until_s:
+            raise UsageError(
+                f"the remote-read query took longer than {ANSWER_S:g} s; name a domain or ask for a shorter span"
+            )
 
     def spend(self, samples: int) -> None:
         self.left -= samples

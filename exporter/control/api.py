@@ -39,6 +39,7 @@ from exporter.control.openapi import openapi_document, operation_path
 from exporter.control.operation import Operation, Parameters, Result, Subject
 from exporter.control.problems import ProblemAnswers, ProblemResponse, control_error, defect, http_error
 from exporter.control.request_parameters import parse_parameters
+from exporter.openapi import OPENAPI_PATH
 from exporter.tokens import Principal, Role
 
 # A read that libvirt has not answered by then is given up (its thread ends when libvirt answers).
@@ -48,7 +49,7 @@ SHORT_S = 20.0
 # A long one that is refused at once is answered as refused, not with a job that says so.
 REFUSED_S = 1.0
 _MOST_JOBS_LISTED = 200
-EXEMPT = ("/-/healthy", "/-/ready", "/api/v1/openapi.json")
+EXEMPT = ("/-/healthy", "/-/ready", OPENAPI_PATH)
 
 AnyOperation = Operation[Any]
 T = TypeVar("T")
@@ -62,7 +63,7 @@ def control_application(
     routes = [endpoints.route(operation) for operation in operations]
     routes += audit_routes(runner.executor.trail)
     routes += [
-        Route("/api/v1/openapi.json", endpoints.openapi(operations), methods=["GET"]),
+        Route(OPENAPI_PATH, endpoints.openapi(operations), methods=["GET"]),
         Route("/api/v1/jobs", endpoints.jobs, methods=["GET"]),
         Route("/api/v1/jobs/{job}", endpoints.job, methods=["GET"]),
         Route("/api/v1/jobs/{job}/cancel", endpoints.cancel, methods=["POST"]),

@@ -12,12 +12,11 @@ from exporter.control.audit_api import audit_paths
 from exporter.control.examples import EXAMPLES
 from exporter.control.jobs import Job
 from exporter.control.operation import Operation, Result
-from exporter.version import VERSION
+from exporter.openapi import ERRORS, REFERENCE, answer, api_document
 
 AnyOperation = Operation[Any]
-_REFERENCE = "#/components/schemas/{model}"
 _ERRORS = {
-    "401": "No bearer token, or one that is unknown, revoked or expired.",
+    "401": ERRORS["401"],
     "403": "The token's role or scope does not reach this, or libvirt does not allow it.",
     "404": "There is no such thing; `nearest` holds the names most like it.",
     "422": "The request's own words are wrong; nothing was changed.",
@@ -28,7 +27,7 @@ _ERRORS = {
 }
 _CHANGING_ERRORS = {
     "409": "The state does not allow it; nothing was changed.",
-    "413": "The body is larger than 1 MiB.",
+    "413": ERRORS["413"],
     "423": "Another operation holds it; ask again.",
     "428": "It cannot be undone, and `confirm` does not repeat the name.",
 }
@@ -54,23 +53,8 @@ def openapi_document(operations: Sequence[AnyOperation]) -> dict[str, Any]:
         paths[operation_path(operation)] = {method: _operation(operation, schemas)}
     paths.update(_job_paths())
     paths.update(audit_paths({status: _error(_ERRORS[status]) for status in ("401", "403", "422", "503")}))
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "virtgauge control API",
-            "version": VERSION,
-            "description": "Acts on the guests and host interfaces of one libvirt host. Nothing is changed by GET.",
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        },
-        "servers": [{"url": "/"}],
-        "security": [{"bearer": []}],
-        "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer",
-                                           "description": "A token of `virtgauge token create`."}},
-        },
-    }  # fmt: skip
+    description = "Acts on the guests and host interfaces of one libvirt host. Nothing is changed by GET."
+    return api_document("virtgauge control API", description, paths, schemas)
 
 
 def _plural(noun: str) -> str:
@@ -125,8 +109,8 @@ def _parameters(operation: AnyOperation, schemas: dict[str, Any]) -> list[dict[s
 
 def _body(operation: AnyOperation, schemas: dict[str, Any]) -> dict[str, Any]:
     _add_schema(schemas, operation.parameters)
-    schema = Asked.model_json_schema(ref_template=_REFERENCE)
-    schema["properties"]["parameters"] = {"$ref": _REFERENCE.format(model=operation.parameters.__name__)}
+    schema = Asked.model_json_schema(ref_template=REFERENCE)
+    schema["properties"]["parameters"] = {"$ref": REFERENCE.format(model=operation.parameters.__name__)}
     needed = schemas[operation.parameters.__name__].get("required")
     if needed:
         schema["required"] = ["parameters"]
@@ -136,15 +120,14 @@ def _body(operation: AnyOperation, schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def _responses(operation: AnyOperation) -> dict[str, Any]:
-    result = {"description": "The result.", "content": _json("Result")}
-    responses: dict[str, Any] = {"200": result}
+    responses: dict[str, Any] = {"200": answer("The result.", "Result")}
     errors = dict(_ERRORS)
     if operation.reads:
         errors["409"] = _CHANGING_ERRORS["409"]
     else:
         errors |= _CHANGING_ERRORS
         location = {"Location": {"schema": {"type": "string"}, "description": "The job."}}
-        responses["202"] = {"description": "Begun; ask the job.", "headers": location, "content": _json("Job")}
+        responses["202"] = {**answer("Begun; ask the job.", "Job"), "headers": location}
     return responses | {status: _error(text) for status, text in sorted(errors.items())}
 
 
@@ -163,24 +146,19 @@ def _job_paths() -> dict[str, Any]:
         "/api/v1/jobs/{job}": {"get": {
             "operationId": "jobs.show", "summary": "Show a job: its progress and outcome.", "tags": ["jobs"],
             "parameters": [job],
-            "responses": {"200": {"description": "The job.", "content": _json("Job")}, **errors},
+            "responses": {"200": answer("The job.", "Job"), **errors},
         }},
         "/api/v1/jobs/{job}/cancel": {"post": {
             "operationId": "jobs.cancel", "summary": "Ask a running job to stop.", "tags": ["jobs"],
             "parameters": [job],
-            "responses": {"202": {"description": "Asked.", "content": _json("Job")}, **errors,
+            "responses": {"202": answer("Asked.", "Job"), **errors,
                           "409": _error("It does not run."), "413": _error(_CHANGING_ERRORS["413"])},
         }},
     }  # fmt: skip
 
 
-def _json(model: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": _REFERENCE.format(model=model)}}}
-
-
 def _error(text: str) -> dict[str, Any]:
-    schema = {"$ref": _REFERENCE.format(model="Problem")}
-    return {"description": text, "content": {"application/problem+json": {"schema": schema}}}
+    return answer(text, "Problem", "application/problem+json")
 
 
 def _problem_schema() -> dict[str, Any]:
@@ -204,7 +182,7 @@ def _problem_schema() -> dict[str, Any]:
 
 
 def _model_schema(model: type[BaseModel], schemas: dict[str, Any]) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template=_REFERENCE)
+    schema = model.model_json_schema(ref_template=REFERENCE)
     schemas.update(schema.pop("$defs", {}))
     return schema
 

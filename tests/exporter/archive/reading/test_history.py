@@ -167,6 +167,15 @@ def test_where_rollups_end_the_samples_go_on_and_the_unsealed_minute_is_the_end(
     assert points.count.sum() == len(rows)
 
 
+@pytest.mark.parametrize("days", [1, 30])
+def test_an_archive_without_any_rollup_yet_is_read_from_its_samples(database, days):
+    guest = Guest("web1", busy=lambda t: 0.5)
+    store(database, raw_documents(guest, samples(guest, T0, T0 + 600)))
+    reading = read(database, guest, "cpu.usage_cores", T0 + 600 - days * 24 * HOUR, T0 + 600)
+    assert only(reading).known().average == pytest.approx(0.5)
+    assert reading.parts[-1].resolution == "raw"
+
+
 def test_what_raw_does_not_reach_comes_from_coarser_points(database):
     guest = Guest("web1")
     rows = samples(guest, T0, T0 + 48 * HOUR, every_s=60)

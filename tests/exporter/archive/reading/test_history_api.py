@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -24,8 +22,7 @@ from collectors import COLLECTORS
 from exporter.archive.history_errors import HistoryError
 from exporter.archive.history_fields import HistoryFields
 from exporter.history_api import HistoryApi
-from exporter.listening import ListenAddress, bind_sockets, socket_address
-from exporter.server import serve_sockets
+from tests.exporter import served
 from tests.exporter.archive.reading.archived import (
     HOURLY,
     Guest,
@@ -47,26 +44,8 @@ DAY_BEFORE = T0 - 24 * HOUR
 @contextlib.contextmanager
 def serving(api):
     """The API on a real socket; gives its address as http://host:port."""
-    sockets = bind_sockets([ListenAddress("127.0.0.1", 0)])
-    address = socket_address(sockets[0])
-    ready, state = threading.Event(), {}
-
-    def run():
-        async def main():
-            state["loop"], state["stop"] = asyncio.get_running_loop(), asyncio.Event()
-            ready.set()
-            await serve_sockets(Starlette(routes=api.routes()), sockets, stop=state["stop"], handle_signals=False)
-
-        asyncio.run(main())
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert ready.wait(30)
-    try:
-        yield f"http://{address}"
-    finally:
-        state["loop"].call_soon_threadsafe(state["stop"].set)
-        thread.join(30)
+    with served.serving(Starlette(routes=api.routes())) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def get(url, **parameters):
@@ -144,7 +123,7 @@ def test_an_archive_that_is_not_there_is_a_503():
 
     with serving(HistoryApi(none, FIELDS)) as url:
         status, _, answer = get(f"{url}/api/v1/history/query", domain="web1")
-    assert (status, answer) == (503, {"error": "archive embedded: starts; ask again in a moment"})
+    assert (status, answer["error"]) == (503, "archive embedded: starts; ask again in a moment")
 
 
 def post(url, body):
