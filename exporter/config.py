@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from exporter.listening import ListenAddress
 from exporter.setting_types import (
@@ -20,9 +20,11 @@ from exporter.setting_types import (
     FilePath,
     LibvirtUri,
     ListenAddresses,
+    MigrationDestination,
     Regex,
     Size,
     TelemetryPath,
+    distinct_destinations,
     parse_list,
     parse_off,
 )
@@ -137,6 +139,14 @@ class ControlSettings(Section):
     image_directory: Annotated[tuple[FilePath, ...], BeforeValidator(parse_list)] = Field(
         default=(Path("/var/lib/libvirt/images"),),
         description="Folder from which guests may be given disks, ISOs, kernels and seeds; repeatable.",
+    )
+    migration_destination: Annotated[
+        tuple[MigrationDestination, ...], BeforeValidator(parse_list), AfterValidator(distinct_destinations)
+    ] = Field(
+        default=(),
+        description="Host that guests may be migrated to: NAME=URI, or 'NAME=URI tcp://HOST' for the memory's way;"
+        " repeatable.",
+        json_schema_extra={"default_text": "none"},
     )
 
 

@@ -89,6 +89,31 @@ def _check_host(value: str) -> None:
         raise ValueError(f"has no host between // and the path; {_URI_FORM}")
 
 
+_DESTINATION = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})=(\S+)(?: +(\S+))?")
+_STREAM = re.compile(r"(?:tcp|rdma)://[A-Za-z0-9.:\[\]%_-]+|unix:///\S+")
+
+
+def parse_migration_destination(value: object) -> str:
+    """`NAME=URI` or `NAME=URI STREAM_URI`; raises ValueError for a malformed one."""
+    found = _DESTINATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("is no destination; write it like kvm2=qemu+tls://kvm2.example.org/system")
+    name, uri, stream = found.groups()
+    parse_libvirt_uri(uri)
+    if stream and not _STREAM.fullmatch(stream):
+        raise ValueError(f"has a malformed way for the memory ({stream!r}); write it like tcp://192.0.2.7")
+    return f"{name}={uri} {stream}" if stream else f"{name}={uri}"
+
+
+def distinct_destinations(values: tuple[str, ...]) -> tuple[str, ...]:
+    """The values; raises ValueError where two have one name."""
+    names = [value.partition("=")[0] for value in values]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"names {twice} twice; choose another name for one")
+    return values
+
+
 _SECRET_OPTION = re.compile(r"((?:password|session_token)[=:])[^&,\s]+", re.IGNORECASE)
 _USER_INFO = re.compile(r"(mongodb(?:\+srv)?://[^:@/\s]*:)[^@\s]*@")
 _ARCHIVE_FORM = "write embedded, or a URI like mongodb://user@host:27017/?authSource=admin"
@@ -192,6 +217,7 @@ def parse_path(value: object) -> object:
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 LibvirtUri = Annotated[str, BeforeValidator(parse_libvirt_uri)]
+MigrationDestination = Annotated[str, BeforeValidator(parse_migration_destination)]
 ArchiveUri = Annotated[str, BeforeValidator(parse_archive_uri)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 TelemetryPath = Annotated[str, BeforeValidator(parse_telemetry_path)]

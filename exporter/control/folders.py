@@ -1,4 +1,4 @@
-"""The folders control may use: its own state, and those from which guests may be given files."""
+"""The places control may use: its own state, the folders guests may be given files from, the hosts they may move to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.control.destinations import Destination
 from exporter.control.errors import InvalidError, UnreachableError
 
 
@@ -18,6 +19,8 @@ class Folders:
 
     state: Path
     images: tuple[Path, ...] = ()
+    destinations: tuple[Destination, ...] = ()
+    """The hosts that guests may be moved to."""
 
     @property
     def locks(self) -> Path:

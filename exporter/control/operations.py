@@ -12,6 +12,7 @@ from exporter.control import (
     interfaces,
     lifecycle,
     lookup,
+    migration,
     provisioning,
     save_restore,
 )
@@ -25,6 +26,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     *save_restore.OPERATIONS,
     *balloon.OPERATIONS,
     *device_limits.OPERATIONS,
+    *migration.OPERATIONS,
     *interface_reading.OPERATIONS,
     *interfaces.OPERATIONS,
 )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from exporter.config import Settings
 from exporter.control import interface_change
+from exporter.control.destinations import destinations
 from exporter.control.executor import Executor
 from exporter.control.folders import Folders
 from exporter.control.operations import by_name
 
 
 def control_folders(settings: Settings) -> Folders:
-    """Where control keeps its state, and whence guests may be given files."""
-    return Folders(settings.state.directory / "control", tuple(settings.control.image_directory))
+    """Where control keeps its state, whence guests may be given files, and whither they may be moved."""
+    images, places = settings.control.image_directory, settings.control.migration_destination
+    return Folders(settings.state.directory / "control", tuple(images), destinations(places))
 
 
 def recover(executor: Executor) -> None:

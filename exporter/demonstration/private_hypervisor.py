@@ -120,6 +120,13 @@ class PrivateHypervisor:
         """Every process of this hypervisor, numbered as seen from outside."""
         return self._namespaces.processes() if self._namespaces is not None else []
 
+    @property
+    def network_pid(self) -> int:
+        """A process, numbered as seen from outside, in this hypervisor's network. Raises DemonstrationError."""
+        if self._namespaces is None:
+            raise DemonstrationError("the private hypervisor is not running; call start() first")
+        return self._namespaces.init_pid
+
     def run(self, *command: str, timeout_s: float = 60.0) -> bytes:
         """Run a command inside the namespaces and return its output. Raises DemonstrationError if it fails."""
         if self._namespaces is None:

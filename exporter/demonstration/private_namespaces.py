@@ -74,6 +74,11 @@ class PrivateNamespaces:
         self._holder = None
         self._init_pid = 0
 
+    @property
+    def init_pid(self) -> int:
+        """Process 1 of the namespaces, numbered as seen from outside; 0 where there are none."""
+        return self._init_pid
+
     def processes(self) -> list[NamespaceProcess]:
         """Every process inside, numbered as seen from outside."""
         return namespace_processes(self._init_pid) if self._init_pid else []

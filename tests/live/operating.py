@@ -10,6 +10,7 @@ from typing import Any
 
 from exporter.control.audit import Trail
 from exporter.control.connection import Session
+from exporter.control.destinations import Destination
 from exporter.control.executor import Actor, Executor, Request
 from exporter.control.folders import Folders
 from exporter.control.operation import Result
@@ -21,8 +22,10 @@ OPERATIONS = by_name()
 class Operator:
     """Asks for operations by name and plain values, confirming what needs it."""
 
-    def __init__(self, uri: str, state: Path, images: tuple[Path, ...] = ()) -> None:
-        self.folders = Folders(state=state, images=images)
+    def __init__(
+        self, uri: str, state: Path, images: tuple[Path, ...] = (), destinations: tuple[Destination, ...] = ()
+    ) -> None:
+        self.folders = Folders(state=state, images=images, destinations=destinations)
         self.executor = Executor(Session(uri), self.folders)
         self.trail = Trail(self.folders.trail)
 

@@ -23,6 +23,12 @@ _PATTERN = bytes.fromhex(
     "75f581c3001081fb008075e745be787ce8220089e9b304c1c10488c8240f0441eefecb75f2b00aeef4f4ebc4be847ce80300f4ebfdbaf8"
     "03ac84c07403eeebf8c35041545445524e204f4b20005041545445524e204241440a00"
 )
+# Goes to 32-bit protected mode (flat segments); then for ever: the next number into each word of the 12 MiB from
+# 0x100000, and "." on the serial port.
+_DIRTYING = bytes.fromhex(
+    "fafc31c08ed80f0116587c0f20c00c010f22c0ea187c080066b810008ed88ec031ed45bf00001000b90000300089e8f3ab66baf803b02e"
+    "eeebe88db6000000000000000000000000ffff0000009acf00ffff00000092cf001700407c0000"
+)
 _SECTOR_BYTES = 512
 
 
@@ -34,6 +40,11 @@ def saying(text: str) -> bytes:
 def pattern() -> bytes:
     """A boot sector that keeps its memory full of a pattern and keeps checking it."""
     return _sector(_PATTERN)
+
+
+def dirtying() -> bytes:
+    """A boot sector that writes to 12 MiB of memory without a pause: faster than a slow line can follow."""
+    return _sector(_DIRTYING)
 
 
 def _sector(code: bytes) -> bytes:

@@ -40,7 +40,7 @@ def keeper(hypervisor: PrivateHypervisor, operator: Operator) -> Iterator[Sector
 def checks(guest: SectorGuest) -> int:
     """The number of the guest's last check, whose four letters A to P are hexadecimal digits."""
     said = guest.said()
-    assert "BAD" not in said
+    assert "PATTERN BAD" not in said
     found = re.findall(r"PATTERN OK ([A-P]{4})\n", said)
     return int("".join(f"{ord(letter) - ord('A'):x}" for letter in found[-1]), 16) if found else 0
 
@@ -141,7 +141,7 @@ def test_states_that_cannot_be_saved(operator: Operator, keeper: SectorGuest, hy
         assert operator("saved.restore", str(saved.details["saved"])).after["persistent"] is False
     finally:
         operator("domain.destroy", "brief")
-    assert "BAD" not in brief.said()
+    assert "PATTERN BAD" not in brief.said()
 
 
 def test_managed_save_and_a_damaged_one(operator: Operator, keeper: SectorGuest, hypervisor: PrivateHypervisor) -> None:
