@@ -105,7 +105,6 @@ WAYS: dict[str, dict[str, Any]] = {
         "compression": "xbzrle", "bandwidth_mib_per_second": 100, "max_downtime_s": 0.5,
     },
     "parallel": {"parallel_connections": 2},
-    "post-copy": {"post_copy": "after-first-pass", "bandwidth_mib_per_second": 1},
     "renamed": {"new_name": "voyager"},
     "renamed back": {"new_name": "traveller"},
     "definition kept": {"keep_source": True},
@@ -126,7 +125,6 @@ def test_each_way(pair: HostPair, here: Operator, there: Operator, traveller: Se
     assert moved.after["name"] == WAYS[way].get("new_name", name)
     assert moved.details["memory_total_bytes"] > 16 << 20
     assert moved.details["downtime_s"] < 30
-    assert moved.details["post_copy"] is (way == "post-copy")
     assert pair.defined_on(traveller.uuid) == (["here", "there"] if way == "definition kept" else [goal])
     before = checks(traveller)
     eventually(lambda: checks(traveller) > before + 2, "checks on the destination")
@@ -229,7 +227,7 @@ def test_a_cpu_machine_or_memory_that_the_destination_lacks(pair: HostPair, here
     cpu = "<cpu mode='custom' match='exact' check='partial'><model fallback='forbid'>EPYC-Milan</model></cpu>"
     guest = define_on(pair.here, "modern", saying("UP"), ("<os>", f"{cpu}<os>"))
     try:
-        with pytest.raises(RefusedError, match="has no CPU like the guest's .*does not provide required features"):
+        with pytest.raises(RefusedError, match=r"has no CPU like the guest's .*does not provide required features"):
             here("domain.migrate", "modern", to="there", mode="offline", shared_disk=["hda"])
     finally:
         pair.remove(guest.uuid)
@@ -318,6 +316,20 @@ def test_tuned_aborted_cancelled_and_out_of_time(pair: HostPair, here: Operator,
         "domain.migrate", "busy", **{**ENDLESS, "bandwidth_mib_per_second": 4, "within_s": 5, "on_timeout": "pause"}
     )
     assert any("paused" in warning for warning in moved.warnings)
+    assert pair.running_on(busy.uuid) == ["there"]
+    goes_on(busy)
+
+
+@pytest.mark.parametrize(
+    "when", [{"post_copy": "after-first-pass", "bandwidth_mib_per_second": 8},
+             {"post_copy": "allowed", "on_timeout": "post-copy", "within_s": 5}], ids=["at once", "out of time"]
+)  # fmt: skip
+def test_post_copy(pair: HostPair, here: Operator, busy: SectorGuest, when: dict[str, Any]) -> None:
+    plan = here.dry("domain.migrate", "busy", **{**ENDLESS, **when}).plan
+    assert plan is not None
+    assert "the guest itself, where the destination or the network fails during post-copy" in plan.lost
+    moved = here("domain.migrate", "busy", **{**ENDLESS, **when})
+    assert moved.details["post_copy"] is True
     assert pair.running_on(busy.uuid) == ["there"]
     goes_on(busy)
 
