@@ -105,6 +105,7 @@ def test_the_three_spellings_of_each_setting_agree(tmp_path):
         "filter.max_series": "90000",
         "control.listen_address": "[::1]:2",
         "control.image_directory": "/i,/j",
+            "control.migration_destination": "kvm2=qemu+tls://kvm2.example.org/system",
         "archive.uri": "mongodb://mongo.example.org/?authSource=admin",
         "archive.database": "fleet",
         "archive.username": "op",
