@@ -132,10 +132,24 @@ class Resume(DomainOperation[NoParameters]):
         )
 
     def act(self, call: Call, parameters: NoParameters) -> None:
-        call.subject.handle.resume()
+        handle = call.subject.handle
+        failed_disk = domain_state(handle).get("reason") == _BY_DISK
+        handle.resume()
+        # QEMU now repeats the write that failed; only its success tells that the storage has room again.
+        if failed_disk and call.deadline.within(_REPEATED_S).wait_for(lambda: is_state(handle, "paused"), 0.05):
+            raise ControlError(
+                f"domain {call.subject.name} was paused again at once by an I/O error: its storage is still full or"
+                " fails",
+                next_step="give the storage room or mend it ('virsh domblkerror' names the disk), then resume again",
+            )
 
     def verify(self, call: Call, parameters: NoParameters) -> None:
         _wait_for(call, "running", "blocked")
+
+
+_BY_DISK = "io_error"
+_REPEATED_S = 1.5
+"""How long a resumed guest is watched; a repeated write on full storage fails within milliseconds."""
 
 
 def _wait_for(call: Call, *states: str) -> None:
@@ -180,7 +194,10 @@ class Autostart(DomainOperation[AutostartParameters]):
 
 class CoreDumpParameters(Parameters):
     memory_only: bool = Field(default=True, description="The guest's memory as ELF (for crash, gdb), not a save image.")
-    then: Literal["resume", "crash", "reset"] = Field(default="resume", description="What becomes of the guest after.")
+    then: Literal["resume", "crash", "reset", "restart"] = Field(
+        default="resume",
+        description="What becomes of the guest after: restart ends it and starts it anew, as a crashed one needs.",
+    )
     live: bool = Field(default=False, description="Let it run meanwhile: the dump is then not of one moment.")
 
 
@@ -201,6 +218,16 @@ class CoreDump(DomainOperation[CoreDumpParameters]):
     def check(self, call: Call, parameters: CoreDumpParameters) -> None:
         if live_state(call.subject.handle) not in ("running", "blocked", "paused", "crashed"):
             refuse_unless_running(call, "be dumped")
+        if parameters.then == "reset" and is_state(call.subject.handle, "crashed"):
+            # Seen with libvirt 9.0: it stays crashed, and once libvirtd itself ended.
+            raise RefusedError(
+                f"domain {call.subject.name} is crashed, which a reset does not mend", next_step="use then=restart"
+            )
+        if parameters.then == "restart" and not call.subject.handle.isPersistent():
+            raise RefusedError(
+                f"domain {call.subject.name} is transient: once it ends there is nothing to start",
+                next_step="use then=resume",
+            )
         need = (call.subject.handle.info()[1] << 10) + (1 << 20)
         require_room(call.folders.private(call.folders.state), need, "a core dump")
 
@@ -220,15 +247,20 @@ class CoreDump(DomainOperation[CoreDumpParameters]):
         call.progress(Progress(f"writing {file.name}"))
         flags = libvirt.VIR_DUMP_MEMORY_ONLY if parameters.memory_only else 0
         flags |= libvirt.VIR_DUMP_LIVE if parameters.live else 0
-        flags |= {"resume": 0, "crash": libvirt.VIR_DUMP_CRASH, "reset": libvirt.VIR_DUMP_RESET}[parameters.then]
+        flags |= {"resume": 0, "reset": libvirt.VIR_DUMP_RESET}.get(parameters.then, libvirt.VIR_DUMP_CRASH)
         call.subject.handle.coreDump(str(file), flags)
         call.details["file"] = str(file)
+        if parameters.then == "restart":
+            call.progress(Progress("starting it again"))
+            call.subject.handle.create()
 
     def verify(self, call: Call, parameters: CoreDumpParameters) -> None:
         file = Path(str(call.details["file"]))
         if not file.is_file() or not file.stat().st_size:
             raise ControlError(f"libvirt reported success, but {file} is not there", next_step="see libvirtd's log")
         call.details["size_bytes"] = file.stat().st_size
+        if parameters.then == "restart":
+            _wait_for(call, "running", "blocked")
 
     def aftermath(self, session: Session, folders: Folders, begun: Mapping[str, JsonValue]) -> str:
         file = begun.get("file")

@@ -82,6 +82,19 @@ CASES: dict[str, Case] = {
          f"libvirt_domain_block_stats_limit_write_bytes{{{DISK}}}": 100},
         {f"libvirt_domain_block_write_bytes_per_second{{{DISK}}}": 50,
          f"libvirt_domain_block_stats_limit_write_bytes{{{DISK}}}": 100}),
+    "LibvirtDomainDiskNoisy": Case(
+        {f"libvirt_domain_block_read_bytes_per_second{{{DISK}}}": 0,
+         f"libvirt_domain_block_write_bytes_per_second{{{DISK}}}": 9e7,
+         'libvirt_domain_block_read_bytes_per_second{domain="db1",target_device="vda"}': 1e6,
+         'libvirt_domain_block_write_bytes_per_second{domain="db1",target_device="vda"}': 0,
+         'libvirt_domain_block_read_latency_seconds{domain="db1",target_device="vda"}': 0.5},
+        # As busy and slow itself, but nobody else is: it harms no one.
+        {f"libvirt_domain_block_read_bytes_per_second{{{DISK}}}": 0,
+         f"libvirt_domain_block_write_bytes_per_second{{{DISK}}}": 9e7,
+         f"libvirt_domain_block_write_latency_seconds{{{DISK}}}": 0.5,
+         'libvirt_domain_block_read_bytes_per_second{domain="db1",target_device="vda"}': 1e6,
+         'libvirt_domain_block_write_bytes_per_second{domain="db1",target_device="vda"}': 0,
+         'libvirt_domain_block_read_latency_seconds{domain="db1",target_device="vda"}': 0.005}),
     "LibvirtPoolFilling": pool(90, 60),
     "LibvirtPoolFull": pool(97, 90),
     "LibvirtPoolFullSoon": Case(

@@ -155,15 +155,22 @@ class Prometheus(Server):
 
 
 def prometheus_server(
-    folder: Path, targets: Sequence[str], interval: str = "1s", rule_files: Sequence[Path] = ()
+    folder: Path, targets: Sequence[str], interval: str = "1s", rule_files: Sequence[Path] = (), *,
+    job: str = "virtgauge", alertmanager: str | None = None,
 ) -> Prometheus:
-    """Prometheus scraping `targets` (HOST:PORT each) every `interval`, not yet started; its data are in `folder`."""
+    """Prometheus scraping `targets` (HOST:PORT each) every `interval`, not yet started; its data are in `folder`.
+
+    `alertmanager` (HOST:PORT) gets the alerts of the rules.
+    """
     port = free_port()
-    configuration = {
+    configuration: dict[str, Any] = {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
         "rule_files": [str(path) for path in rule_files],
-        "scrape_configs": [{"job_name": "virtgauge", "static_configs": [{"targets": list(targets)}]}],
+        "scrape_configs": [{"job_name": job, "static_configs": [{"targets": list(targets)}]}],
     }
+    if alertmanager is not None:
+        managers = {"static_configs": [{"targets": [alertmanager]}]}
+        configuration["alerting"] = {"alertmanagers": [managers]}
     file = folder / f"prometheus-{port}.yml"
     file.write_text(yaml.safe_dump(configuration))
     command = [
