@@ -28,7 +28,7 @@ def source_files() -> set[str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy, so that no build folder stays in the tree."""
     folder = tmp_path_factory.mktemp("wheel")
-    ignore = shutil.ignore_patterns("__pycache__")
+    ignore = shutil.ignore_patterns("__pycache__", "screenshots")
     for name in ("collectors", "exporter", "grafana"):
         if (REPOSITORY / name).exists():
             shutil.copytree(REPOSITORY / name, folder / "source" / name, ignore=ignore)
@@ -55,7 +55,8 @@ def test_the_wheel_holds_exactly_the_packages(wheel: Path) -> None:
     dashboards = {name for name in names if name.startswith("exporter/grafana/")}
     assert names - about - dashboards == source_files()
     assert {f"exporter/grafana/{path.relative_to(REPOSITORY / 'grafana').as_posix()}"
-            for path in (REPOSITORY / "grafana").rglob("*") if path.suffix in {".json", ".yml", ".md"}} == dashboards
+            for part in ("dashboards", "alerts", "provisioning", "examples")
+            for path in (REPOSITORY / "grafana" / part).rglob("*") if path.suffix in {".json", ".yml", ".md"}} == dashboards
     assert any(name.endswith("LICENSE") for name in about)
     assert {"collectors/py.typed", "exporter/py.typed"} <= names
 

@@ -12,6 +12,20 @@ OPERATIONS = Annotation(
 FAILED = 'outcome=~"failed|timed-out|unreachable"'
 REFUSED = 'outcome=~"refused|forbidden|busy|unconfirmed|not-found|invalid|unsupported"'
 
+
+def over_time(matchers: str = "", by: str = "") -> str:
+    """Operations in the time shown; a series begins with its first operation, which is no increase."""
+    series = f"virtgauge_control_operations_total{{@host{',' if matchers else ''}{matchers}}}"
+    return (f"round(sum {f'by ({by}) ' if by else ''}(({series} unless {series} offset $__range) or "
+            f"increase({series}[$__range])))")
+
+
+def a_minute(by: str, matchers: str = "") -> str:
+    """Operations a minute of late."""
+    return (f"60 * sum by ({by}) (rate(virtgauge_control_operations_total{{@host{',' if matchers else ''}{matchers}}}"
+            "[$__rate_interval]))")
+
+
 CONTROL = Dashboard(
     uid="virtgauge-control", title="virtgauge / Control and audit", annotations=(ALERTS, OPERATIONS),
     source="virtgauge_control_operations_running",
@@ -22,40 +36,30 @@ CONTROL = Dashboard(
             number("Running", "Operations that may change something, running now.", "none",
                    "sum(virtgauge_control_operations_running{@host})", width=6),
             number("Changed something", "Operations that changed something, in the time shown.", "none",
-                   'sum(increase(virtgauge_control_operations_total{@host,outcome="changed"}[$__rate_interval]))',
-                   width=6, empty="None yet"),
-            number("Failed", "Operations that did not do what they should, of late.", "none",
-                   f"sum(increase(virtgauge_control_operations_total{{@host,{FAILED}}}[$__rate_interval]))",
-                   steps=upper(1), width=6, empty="None"),
+                   over_time('outcome="changed"'), width=6, empty="None", instant=True),
+            number("Failed", "Operations that did not do what they should, in the time shown.", "none",
+                   over_time(FAILED), steps=upper(1), width=6, empty="None", instant=True),
             number("Interface change open", "A change of host interfaces that waits for its confirmation; unconfirmed "
                    "it is rolled back.", "none", "max(virtgauge_control_interface_change_open{@host})", width=6,
                    words={"0": ("none", "green"), "1": ("waits", "orange")}, trend=False),
         )),
         Row("Operations", (
-            graph("Operations by outcome", "Operations a second: changed, unchanged, read, dry-run, or the kind of "
-                  "error.", "ops",
-                  Query("sum by (outcome) (rate(virtgauge_control_operations_total{@host}[$__rate_interval]))",
-                        "{{outcome}}"), empty="No operation yet"),
-            graph("Operations by kind", "Operations a second by what they do.", "ops",
-                  Query("sum by (operation) (rate(virtgauge_control_operations_total{@host}[$__rate_interval]))",
-                        "{{operation}}"), empty="No operation yet"),
+            graph("Operations by outcome", "Operations a minute: changed, unchanged, read, dry-run, or the kind of "
+                  "error.", "opm", Query(a_minute("outcome"), "{{outcome}}"), empty="No operation yet"),
+            graph("Operations by kind", "Operations a minute by what they do.", "opm",
+                  Query(a_minute("operation"), "{{operation}}"), empty="No operation yet"),
             graph("Failed and refused", "Failed: did not do what it should. Refused: not allowed, not possible in this "
-                  "state, or not found.", "ops",
-                  Query(f"sum by (operation) (rate(virtgauge_control_operations_total{{@host,{FAILED}}}"
-                        "[$__rate_interval]))", "{{operation}} failed"),
-                  Query(f"sum by (operation) (rate(virtgauge_control_operations_total{{@host,{REFUSED}}}"
-                        "[$__rate_interval]))", "{{operation}} refused"), empty="None"),
+                  "state, or not found.", "opm",
+                  Query(a_minute("operation", FAILED), "{{operation}} failed"),
+                  Query(a_minute("operation", REFUSED), "{{operation}} refused"), empty="None"),
             graph("Duration, 95 %", "Seconds within which 95 % of the operations of a kind end.", "s",
                   Query("histogram_quantile(0.95, sum by (operation, le) "
                         "(rate(virtgauge_control_operation_duration_seconds_bucket{@host}[$__rate_interval])))",
                         "{{operation}}"), empty="No operation yet"),
-            listing("Operations of late", "Runs by operation and outcome, in the last few scrapes.",
-                    Query("sum by (instance, operation, outcome) "
-                          "(increase(virtgauge_control_operations_total{@host}[$__rate_interval]))", "Runs of late"),
-                    Query("sum by (instance, operation) (rate("
-                          "virtgauge_control_operation_duration_seconds_count{@host}[$__rate_interval]))", "A second",
-                          "ops"),
-                    labels={"instance": "Host", "operation": "Operation", "outcome": "Outcome"},
+            listing("Operations", "Runs by operation and outcome, in the time shown. Who asked, and why, is in the "
+                    "audit trail: virtgauge control audit.",
+                    Query(over_time(by="instance, operation, outcome") + " > 0", "Runs"),
+                    labels={"instance": "Host", "operation": "Operation", "outcome": "Outcome"}, sort="Runs",
                     empty="No operation yet"),
         )),
     ))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from grafana.source.fleet import ALERTS, STARTS
+from grafana.source.fleet import ALERTS, EVENTS, STARTS
 from grafana.source.grid import ALARM, Dashboard, Query, Row, graph, listing, number, timeline, upper
 from grafana.source.states import STATE, STATE_WORDS
 
 DEVICE = "{{target_device}}"
 
 DOMAIN = Dashboard(
-    uid="virtgauge-domain", title="virtgauge / Domain", domains="one", annotations=(ALERTS, STARTS),
+    uid="virtgauge-domain", title="virtgauge / Domain", domains="one", annotations=(ALERTS, STARTS, EVENTS),
     description="Why is this guest slow, and what happened to it? Its state, CPUs, memory, disks and interfaces in the "
                 "order in which work flows through them.",
     rows=(
@@ -79,11 +79,15 @@ DOMAIN = Dashboard(
                   Query("max by (vcpu) (rate(libvirt_domain_vcpu_wait_seconds_total{@domain}[$__rate_interval]))",
                         "vCPU {{vcpu}}"), empty="This host's kernel does not tell"),
             graph("CPU inside and around the guest", "All CPU time of the guest's process against that of its vCPUs: "
-                  "the difference is QEMU's own work, mostly I/O. Kernel and user are the host's view of it.", "short",
+                  "the difference is QEMU's own work, mostly I/O. Kernel and user are the host's view of it. Dashed "
+                  "lines are quotas set.", "short",
                   Query("max(rate(libvirt_domain_info_cpu_time_seconds_total{@domain}[$__rate_interval]))", "all"),
                   Query("sum(rate(libvirt_domain_vcpu_time_seconds_total{@domain}[$__rate_interval]))", "vCPUs"),
                   Query("max(rate(libvirt_domain_cpu_user_seconds_total{@domain}[$__rate_interval]))", "user"),
-                  Query("max(rate(libvirt_domain_cpu_system_seconds_total{@domain}[$__rate_interval]))", "kernel")),
+                  Query("max(rate(libvirt_domain_cpu_system_seconds_total{@domain}[$__rate_interval]))", "kernel"),
+                  Query("max(libvirt_domain_limit_cores{@domain})", "quota of all"),
+                  Query("max(libvirt_domain_limit_vcpu_cores{@domain} * libvirt_domain_info_virtual_cpus{@domain})",
+                        "quota of the vCPUs"), dashed="quota.*"),
             graph("pCPU of each vCPU", "The number of the pCPU that each vCPU ran on last. Many changes cost caches; "
                   "steal beside a line that never moves is pinning.", "none",
                   Query("max by (vcpu) (libvirt_domain_vcpu_cpu{@domain})", "vCPU {{vcpu}}"), calcs=("lastNotNull",),
@@ -104,16 +108,21 @@ DOMAIN = Dashboard(
                   Query("max(libvirt_domain_memory_stats_disk_cache_bytes{@domain})", "page cache of the guest"),
                   Query("max(libvirt_domain_memory_stats_unused_bytes{@domain})", "unused by the guest"),
                   Query("max(libvirt_domain_memory_stats_rss_bytes{@domain})", "resident on the host"),
-                  dashed="maximum|assigned", height=10),
+                  Query("max(libvirt_domain_limit_memory_hard_bytes{@domain})", "limit of the process"),
+                  dashed="maximum|assigned|limit.*", height=10),
             graph("Swap of the guest", "Bytes a second the guest reads from and writes to its swap. Steady reading is a "
                   "guest that lacks memory.", "binBps",
-                  Query("max(rate(libvirt_domain_memory_stats_swap_in_bytes_total{@domain}[$__rate_interval]))", "in"),
-                  Query("max(rate(libvirt_domain_memory_stats_swap_out_bytes_total{@domain}[$__rate_interval]))", "out"),
+                  Query("max(rate(libvirt_domain_memory_stats_swap_in_bytes_total{@domain}[$__rate_interval]))", "in",
+                        slow=True),
+                  Query("max(rate(libvirt_domain_memory_stats_swap_out_bytes_total{@domain}[$__rate_interval]))", "out",
+                        slow=True),
                   below="out", empty="Guest does not say", height=10),
             graph("Page faults of the guest", "Major faults need I/O: many of them is a guest that reads its programs "
-                  "again and again.", "ops",
-                  Query("max(rate(libvirt_domain_memory_stats_major_fault_total{@domain}[$__rate_interval]))", "major"),
-                  Query("max(rate(libvirt_domain_memory_stats_minor_fault_total{@domain}[$__rate_interval]))", "minor"),
+                  "again and again.", "cps",
+                  Query("max(rate(libvirt_domain_memory_stats_major_fault_total{@domain}[$__rate_interval]))", "major",
+                        slow=True),
+                  Query("max(rate(libvirt_domain_memory_stats_minor_fault_total{@domain}[$__rate_interval]))", "minor",
+                        slow=True),
                   empty="Guest does not say"),
             graph("Age of the guest's report", "Seconds since the guest last told its memory. It grows where the "
                   "balloon driver stopped or no stats period is set: then the guest's figures are old.", "s",
@@ -182,14 +191,22 @@ DOMAIN = Dashboard(
                           "Highest offset written", "bytes"),
                     labels={"target_device": "Disk", "bus": "Bus", "disk_type": "Type", "driver_type": "Format",
                             "cache": "Cache", "discard": "Discard", "serial": "Serial", "source_file": "Source"},
-                    height=7, empty="No disk"),
+                    narrow=("target_device", "bus", "disk_type", "driver_type", "cache", "discard"), height=7,
+                    empty="No disk"),
         )),
         Row("Network", (
-            graph("Throughput", "Bytes a second received (up) and sent (down), as the guest sees it.", "binBps",
+            graph("Throughput", "Bytes a second received (up) and sent (down), as the guest sees it; dashed lines are "
+                  "limits set.", "binBps",
                   Query("max by (target_device) (libvirt_domain_interface_receive_bytes_per_second{@domain})",
                         f"{DEVICE} received"),
                   Query("max by (target_device) (libvirt_domain_interface_transmit_bytes_per_second{@domain})",
-                        f"{DEVICE} sent"), below=".* sent"),
+                        f"{DEVICE} sent"),
+                  Query("max by (target_device) "
+                        "(libvirt_domain_interface_limit_receive_average_bytes_per_second{@domain})",
+                        f"{DEVICE} received limit"),
+                  Query("max by (target_device) "
+                        "(libvirt_domain_interface_limit_transmit_average_bytes_per_second{@domain})",
+                        f"{DEVICE} sent limit"), below=".* (sent|sent limit)", dashed=".* limit"),
             graph("Packets", "Packets a second received (up) and sent (down).", "pps",
                   Query("max by (target_device) (libvirt_domain_interface_receive_packets_per_second{@domain})",
                         f"{DEVICE} received"),

@@ -19,6 +19,11 @@ from grafana.source.grid import (
 
 STARTS = Annotation("Guest started", "libvirt_domain_start_timestamp_seconds{@domain} * 1000", "{{domain}} started",
                     "green", value_is_time=True)
+_EVENTS = "libvirt_domain_events_total{@domain}"
+EVENTS = Annotation("What happened to guests", "sum by (instance, domain, event, detail) "
+                    f"(increase(libvirt_domain_events_total{{@domain}}[$__rate_interval]) > 0 or ({_EVENTS} unless "
+                    f"{_EVENTS} offset 1m))", "{{domain}}: {{event}} {{detail}}", "blue", tags="domain,event,detail")
+"""An event's counter begins with its first event, which is no increase: hence the second half."""
 ALERTS = Annotation("Alerts", 'ALERTS{@host,alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"}',
                     "{{alertname}} {{domain}}", RED, tags="alertname,severity,domain,instance")
 GUEST = {"instance": "Host", "domain": "Guest"}
@@ -107,8 +112,10 @@ FLEET = Dashboard(
                             "machine": "Machine", "uuid": "UUID"},
                     links={"domain": guest_link("data.fields"), "instance": host_link("data.fields")}, width=16),
             listing("Alerts firing", "What fires now; the runbook of an alert is grafana/alerts/runbooks/ALERTNAME.md.",
-                    Query('ALERTS{@host,alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"}'),
-                    labels={"alertname": "Alert", "severity": "Severity", **GUEST}, hidden=("alertstate",),
+                    Query("max by (alertname, severity, instance, domain, target_device, pool) "
+                          '(ALERTS{@host,alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"})'),
+                    labels={"alertname": "Alert", "severity": "Severity", **GUEST, "target_device": "Device",
+                            "pool": "Pool"},
                     links={"domain": guest_link("data.fields")}, empty="No alert fires"),
         )),
         Row("Versions", (

@@ -29,6 +29,9 @@ GREEN, ORANGE, RED, BLUE, GREY = "green", "orange", "red", "blue", "text"
 Steps = Sequence[tuple[float | None, str]]
 NEUTRAL: Steps = ((None, BLUE),)
 ALARM: Steps = ((None, GREEN), (1, RED))
+NOTHING = "–"
+NARROW = 90
+SLOW = "120s"
 
 
 def upper(warning: float, critical: float | None = None) -> Steps:
@@ -42,13 +45,17 @@ class _Builder(Protocol):
 
 @dataclass(frozen=True)
 class Query:
-    """One expression; `legend` names its series in graphs, its column in tables."""
+    """One expression; `legend` names its series in graphs, its column in tables.
+
+    `slow` is for counters that are asked for once a minute only (the balloon's): over $__rate_interval of a quick
+    scrape their rate would be zero most of the time, and too high for the rest.
+    """
 
     expr: str
     legend: str = ""
     unit: str = ""
-    link: str = ""
     gauge: bool = False
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,8 +128,10 @@ def graph(title: str, description: str, unit: str, *queries: Query, width: int =
     """Lines over time. `below` is a pattern of series drawn downwards, `dashed` of limits and comparisons."""
     made = timeseries.Panel()
     _describe(made, title, description, unit, empty, steps or NEUTRAL)
+    # Sorted, since only the first few lines of a legend are seen.
     made.legend(common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.TABLE)
-                .placement(kinds.LegendPlacement.BOTTOM).show_legend(True).calcs(list(calcs)))
+                .placement(kinds.LegendPlacement.BOTTOM).show_legend(True).calcs(list(calcs))
+                .sort_by("Max" if "max" in calcs else "Last *").sort_desc(True))
     made.tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI).sort(kinds.SortOrder.DESCENDING))
     made.line_width(1).fill_opacity(30 if stacked else 8).show_points(kinds.VisibilityMode.NEVER)
     made.span_nulls(False)
@@ -194,9 +203,12 @@ def timeline(title: str, description: str, *queries: Query, words: dict[str, tup
 
 
 def listing(title: str, description: str, *queries: Query, labels: dict[str, str], links: dict[str, str] | None = None,
-            hidden: Sequence[str] = (), width: int = 24, height: int = 9, sort: str = "", empty: str = "None",
-            ) -> Panel:
-    """A table: `labels` maps the label columns to headings; each query adds the column named by its legend."""
+            hidden: Sequence[str] = (), narrow: Sequence[str] = (), width: int = 24, height: int = 9, sort: str = "",
+            empty: str = "None") -> Panel:
+    """A table: `labels` maps the label columns to headings; each query adds the column named by its legend.
+
+    `narrow` are labels with short values, so that the others get the room.
+    """
     made = table.Panel()
     _describe(made, title, description, "short", empty, NEUTRAL)
     made.filterable(True).cell_height(kinds.TableCellHeight.SM)
@@ -210,9 +222,13 @@ def listing(title: str, description: str, *queries: Query, labels: dict[str, str
     made.with_transformation(models.DataTransformerConfig("organize", options={
         "excludeByName": hide, "indexByName": order,
         "renameByName": {**labels, **{name: query.legend for name, query in values.items() if query.legend}}}))
+    # The panel's own noValue is for a table without rows; in a cell it would be a sentence.
+    made.override_by_regexp(".*", [models.DynamicConfigValue("noValue", NOTHING)])
     for query in queries:
         if query.legend:
             made.override_by_name(query.legend, _column(query))
+    for label in narrow:
+        made.override_by_name(labels[label], [models.DynamicConfigValue("custom.width", NARROW)])
     for label, address in (links or {}).items():
         made.override_by_name(labels[label], [models.DynamicConfigValue(
             "links", [{"title": f"Open {labels[label].lower()}", "url": address, "targetBlank": False}])])
@@ -338,6 +354,8 @@ def _column(query: Query) -> list[models.DynamicConfigValue]:
 def _target(query: Query, at: int, instant: bool = False, as_table: bool = False) -> prometheus.Dataquery:
     made = prometheus.Dataquery().ref_id(_letter(at)).expr(expanded(query.expr)).datasource(DATASOURCE)
     made = made.instant() if instant else made.range()
+    if query.slow:
+        made = made.interval(SLOW)
     if as_table:
         return made.format(PromQueryFormat.TABLE)
     return made.legend_format(query.legend) if query.legend else made
@@ -356,6 +374,8 @@ def _without_noise(value: Any) -> Any:
     noise = {"auto", "auto_min", "auto_count"} if "skipUrlSync" in value or "allowCustomValue" in value else set()
     if "targetBlank" in value or "iconColor" in value:
         noise.add("placement")  # the SDK hides links and annotations in a menu
+    if "cellHeight" in value:
+        noise.add("footer")  # no table has one, and Grafana's schema has none there since 13
     kept = {key: _without_noise(item) for key, item in value.items() if key not in noise}
     is_step = set(kept) == {"color", "value"}
     return {key: item for key, item in kept.items() if item is not None or (is_step and key == "value")}

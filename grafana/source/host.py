@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from grafana.source.fleet import ALERTS, STARTS
+from dataclasses import replace
+
+from grafana.source.fleet import ALERTS, EVENTS, STARTS
 from grafana.source.grid import (
     ALARM,
     Dashboard,
@@ -19,7 +21,7 @@ from grafana.source.grid import (
 from grafana.source.states import STATE, STATE_WORDS
 
 HOST = Dashboard(
-    uid="virtgauge-host", title="virtgauge / Host", domains="many", annotations=(ALERTS, STARTS),
+    uid="virtgauge-host", title="virtgauge / Host", domains="many", annotations=(ALERTS, STARTS, replace(EVENTS, enabled=False)),
     description="What happens on this host, and who does it to whom? Who uses the CPUs, the disks and the network, and "
                 "who waits because of it.",
     rows=(

@@ -17,7 +17,8 @@ STORAGE = Dashboard(
         Row("Promised and used", (
             number("Promised to guests", "Sum of all disks as guests see them.", "bytes",
                    "sum(libvirt_domain_block_stats_capacity_bytes{@domain})"),
-            number("Taken on the host", "Sum of what images take on the host's storage.", "bytes",
+            number("Taken on the host", "Sum of what images take on the host's storage; a raw image counts with its whole "
+                   "size, sparse or not.", "bytes",
                    "sum(libvirt_domain_block_stats_physicalsize_bytes{@domain})"),
             number("Used of promised", "Below 100 % the rest is promised but not there: thin provisioning.",
                    "percentunit", "sum(libvirt_domain_block_stats_physicalsize_bytes{@domain}) / "
@@ -56,7 +57,7 @@ STORAGE = Dashboard(
         )),
         Row("Images", (
             graph("Images that are fullest", "Share of its size that an image takes on the host. At 100 % a thin image "
-                  "has nothing left to grow.", "percentunit",
+                  "has nothing left to grow; a raw image is always there, since libvirt tells its length.", "percentunit",
                   Query("topk(10, max by (instance, domain, target_device) "
                         "(libvirt_domain_block_stats_physicalsize_bytes{@domain} / "
                         "(libvirt_domain_block_stats_capacity_bytes{@domain} > 0)))", DISK), ratio=True,

@@ -56,7 +56,7 @@ def all_targets() -> list[Target]:
 
 def plain(expr: str, instance: str = ".+", domain: str = ".+", job: str = ".+", rate: str = "5m") -> str:
     """An expression as Grafana sends it: its variables replaced."""
-    values = {"$__rate_interval": rate, "$job": job, "$instance": instance, "$domain": domain}
+    values = {"$__rate_interval": rate, "$__range": "6h", "$job": job, "$instance": instance, "$domain": domain}
     for name, value in values.items():
         expr = expr.replace(name, value)
     assert "$" not in expr, expr
@@ -65,7 +65,7 @@ def plain(expr: str, instance: str = ".+", domain: str = ".+", job: str = ".+", 
 
 def nodes(expr: str, rate: str = "5m") -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Each node of a parsed expression with its ancestors, outermost first."""
-    yield from _walk(promql.parse(expr.replace("$__rate_interval", rate)), ())
+    yield from _walk(promql.parse(expr.replace("$__rate_interval", rate).replace("$__range", "456s")), ())
 
 
 def _walk(node: Any, above: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...]]]:

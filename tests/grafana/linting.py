@@ -89,7 +89,10 @@ def target_promql(document: Document) -> Iterator[str]:
 def target_rate_interval(document: Document) -> Iterator[str]:
     for title, expr in _expressions(document):
         for node, _ in nodes(expr, rate="123s"):
-            if isinstance(node, promql.Call) and node.func.name in RATES and node.args[0].range.seconds != 123:
+            # increase over all of the time shown (456 s here) is a count, no rate.
+            allowed = (123, 456) if isinstance(node, promql.Call) and node.func.name == "increase" else (123,)
+            if (isinstance(node, promql.Call) and node.func.name in RATES
+                    and node.args[0].range.seconds not in allowed):
                 yield f"{title}: {node.func.name} over another range than $__rate_interval"
 
 
@@ -102,10 +105,12 @@ def target_instance(document: Document) -> Iterator[str]:
 
 
 def target_counter_agg(document: Document) -> Iterator[str]:
+    """But for counters of `unless`, which finds series that began: their first event is no increase."""
     for title, expr in _expressions(document):
         for selector, above in selectors(expr):
             if selector.name.endswith("_total") and not any(
-                    isinstance(node, promql.Call) and node.func.name in RATES for node in above):
+                    (isinstance(node, promql.Call) and node.func.name in RATES)
+                    or (isinstance(node, promql.BinaryExpr) and str(node.op) == "unless") for node in above):
                 yield f"{title}: the counter {selector.name} without a rate"
 
 

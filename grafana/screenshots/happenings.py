@@ -1,0 +1,39 @@
+"""What operators do to the scene's guests while it is watched: through the control service, so that it counts them."""
+
+from __future__ import annotations
+
+import time
+
+from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from tests.control_service import ControlService
+
+
+def arrange(hosts: dict[str, PrivateHypervisor]) -> None:
+    """At the start: a squeezed balloon, and a guest that starts with its host and is off."""
+    beta = hosts["beta"]
+    beta.virsh("setmem", "build1", "84M", "--live")
+    spare = beta.virsh("dumpxml", "mail1", "--inactive").replace("<name>mail1</name>", "<name>spare1</name>")
+    file = beta.folder / "definitions" / "spare1.xml"
+    file.write_text("\n".join(line for line in spare.splitlines() if "<uuid>" not in line and "<mac " not in line))
+    beta.virsh("define", str(file))
+    beta.virsh("autostart", "spare1")
+
+
+def operate(control: ControlService, seconds: float) -> None:
+    """For so long: guests paused and resumed, a save and a restore, a dry run, refusals and a failure."""
+    end_s = time.monotonic() + seconds
+    turn = 0
+    while (left := end_s - time.monotonic()) > 0:
+        for verb, guest, body in plan(turn):
+            control.ask("POST", f"/api/v1/domains/{guest}/{verb}", body)
+            time.sleep(min(20, max(0, left / 10)))
+        turn += 1
+
+
+def plan(turn: int) -> list[tuple[str, str, dict[str, object]]]:
+    """The operations of one turn; every third one has those that are refused."""
+    usual: list[tuple[str, str, dict[str, object]]] = [
+        ("suspend", "web1", {"reason": "maintenance of the shop"}), ("resume", "web1", {}),
+        ("suspend", "batch1", {"dry_run": True})]
+    return usual if turn % 3 else [*usual, ("start", "web1", {}), ("suspend", "nobody", {}), ("reset", "db1", {}),
+                                   ("reboot", "db1", {"parameters": {"mode": "agent"}})]
