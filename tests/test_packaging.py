@@ -56,7 +56,8 @@ def test_the_wheel_holds_exactly_the_packages(wheel: Path) -> None:
     assert names - about - dashboards == source_files()
     assert {f"exporter/grafana/{path.relative_to(REPOSITORY / 'grafana').as_posix()}"
             for part in ("dashboards", "alerts", "provisioning", "examples")
-            for path in (REPOSITORY / "grafana" / part).rglob("*") if path.suffix in {".json", ".yml", ".md"}} == dashboards
+            for path in (REPOSITORY / "grafana" / part).rglob("*")
+            if path.suffix in {".json", ".yml", ".md"}} == dashboards
     assert any(name.endswith("LICENSE") for name in about)
     assert {"collectors/py.typed", "exporter/py.typed"} <= names
 
