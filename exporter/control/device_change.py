@@ -11,6 +11,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from difflib import unified_diff
 from typing import Any, Literal, TypeVar
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import libvirt
 from pydantic import Field, JsonValue
@@ -162,6 +164,11 @@ def sides_of(call: Call, apply_to: str) -> tuple[Side, ...]:
         step = "start it, or apply to persistent" if missing[0] == "live" else "apply to live, or make it persistent"
         raise RefusedError(f"domain {name} {lacks}", next_step=step)
     return tuple(side for side in _SIDES[apply_to] if side in there)
+
+
+def device_root(handle: Any, side: Side) -> Element:
+    """The domain's XML of one side, without secrets."""
+    return ElementTree.fromstring(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if side == "persistent" else 0))
 
 
 def _there(handle: Any) -> tuple[Side, ...]:

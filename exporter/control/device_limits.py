@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from typing import Any, Self, TypeVar
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import libvirt
 from pydantic import Field, JsonValue, model_validator
 
-from exporter.control.device_change import FLAGS, DeviceChange, DeviceParameters, Side, Step, Values
+from exporter.control.device_change import FLAGS, DeviceChange, DeviceParameters, Side, Step, Values, device_root
 from exporter.control.errors import InvalidError, RefusedError, UnsupportedError
 from exporter.control.guest_fields import Word
 from exporter.control.operation import Call, Operation
@@ -138,7 +137,7 @@ class _BlockLimits(LimitsChange[L]):
     device_word = "disk"
 
     def devices(self, handle: Any, side: Side) -> list[str]:
-        disks = _root(handle, side).iterfind("devices/disk")
+        disks = device_root(handle, side).iterfind("devices/disk")
         return [_target(disk) for disk in disks if disk.get("device", "disk") in ("disk", "lun")]
 
     def limits(self, handle: Any, side: Side, device: str) -> Limits:
@@ -204,7 +203,7 @@ class _InterfaceLimits(LimitsChange[L]):
     def devices(self, handle: Any, side: Side) -> list[str]:
         return [
             mac.get("address", "")
-            for interface in _root(handle, side).iterfind("devices/interface")
+            for interface in device_root(handle, side).iterfind("devices/interface")
             # QEMU's user network and a passed-through device have no host interface that could be limited.
             if interface.get("type") not in ("user", "hostdev", "vdpa", "vhostuser")
             and (mac := interface.find("mac")) is not None
@@ -267,11 +266,6 @@ def _excluded(name: str, given: Limits) -> bool:
     way, _, rest = name.partition("_")
     others = ("read", "write") if way == "total" else ("total",)
     return any(given.get(f"{other}_{rest}") for other in others)
-
-
-def _root(handle: Any, side: Side) -> Element:
-    flags = libvirt.VIR_DOMAIN_XML_INACTIVE if side == "persistent" else 0
-    return ElementTree.fromstring(handle.XMLDesc(flags))
 
 
 def _target(disk: Element) -> str:

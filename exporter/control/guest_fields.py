@@ -37,7 +37,7 @@ def _uuid(text: str) -> str:
         raise ValueError("is no UUID; write it like 6695eb01-f6a4-8304-79aa-97f2502e193f") from None
 
 
-def _mac(text: str) -> str:
+def mac_address(text: str) -> str:
     lower = text.strip().lower().replace("-", ":")
     if not _MAC.fullmatch(lower):
         raise ValueError("is no MAC address; it has six pairs of hexadecimal digits, like 52:54:00:1a:2b:3c")
@@ -48,6 +48,7 @@ def _mac(text: str) -> str:
 
 DomainName = Annotated[str, AfterValidator(_domain_name)]
 OneLine = Annotated[str, AfterValidator(_one_line), Field(max_length=4096)]
+MacAddress = Annotated[str, AfterValidator(mac_address)]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:+\-]{1,64}$")]
 HostPath = Annotated[str, AfterValidator(_one_line), Field(max_length=4096)]
 
@@ -65,7 +66,7 @@ class GuestInterface(Parameters):
 
     network: DomainName | None = None
     bridge: Word | None = None
-    mac: Annotated[str, AfterValidator(_mac)] | None = Field(default=None, description="Made up where not given.")
+    mac: MacAddress | None = Field(default=None, description="Made up where not given.")
     model: Word = "virtio"
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from exporter.control.folders import Folders
 from exporter.control.guest_fields import GuestDisk, GuestFields, GuestInterface
 from exporter.control.image_format import require_plain
 
-_TARGETS = {"virtio": "vd", "sata": "sd", "scsi": "sd", "ide": "hd"}
+TARGET_PREFIXES = {"virtio": "vd", "sata": "sd", "scsi": "sd", "ide": "hd"}
 _BOOTLOADERS = {"pygrub": "/usr/bin/pygrub"}
 
 
@@ -155,7 +155,7 @@ def interface_element(interface: GuestInterface) -> Element:
 
 
 def _target(bus: str, used: dict[str, int]) -> str:
-    prefix = _TARGETS[bus]
+    prefix = TARGET_PREFIXES[bus]
     number = used.get(prefix, 0)
     used[prefix] = number + 1
     if number >= 26:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -15,12 +16,16 @@ from exporter.demonstration.guest_console import GuestConsole
 from exporter.demonstration.guest_definition import Accelerator
 from exporter.demonstration.guest_image import GuestImage
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from exporter.demonstration.private_namespaces import BRIDGE
 from tests.live.conftest import new_guest
 from tests.live.operating import Operator, eventually
 from tests.live.scraping import Scraper
+from tests.live.sector_guests import define, saying
 from tests.live.servers import exporter_server
+from tests.live.watching import Watcher
 
 GUEST = "plug"
+MEMORY_MIB = 96
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +46,28 @@ def plug(
     console = hypervisor.console(GUEST)
     console.files.log.unlink(missing_ok=True)
     file = hypervisor.folder / "definitions" / f"{GUEST}.xml"
-    file.write_text(hypervisor.definition(guest, image))
+    file.write_text(with_room(hypervisor.definition(guest, image)))
     hypervisor.virsh("define", str(file))
     operator("domain.start", GUEST)
     console.wait_ready(120)
     yield console
     operator("domain.destroy", GUEST)
     operator("domain.undefine", GUEST, snapshots=True)
+
+
+def with_room(xml: str, memory: bool = False) -> str:
+    """The definition with room for a second vCPU, and for a memory module where wanted."""
+    domain = ElementTree.fromstring(xml)
+    vcpu = domain.find("vcpu")
+    assert vcpu is not None
+    vcpu.text, vcpu.attrib["current"] = "2", "1"
+    if memory:
+        most = ElementTree.Element("maxMemory", slots="1", unit="MiB")
+        most.text = "512"
+        domain.insert(0, most)
+        cell = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(domain, "cpu"), "numa"), "cell")
+        cell.attrib.update({"id": "0", "cpus": "0-1", "memory": domain.findtext("memory") or "", "unit": "KiB"})
+    return ElementTree.tostring(domain, encoding="unicode")
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +87,20 @@ def undo(operator: Operator, result: Result) -> None:
 
 
 def test_the_balloon_follows_and_is_set_back(operator: Operator, plug: GuestConsole, scraper: Scraper) -> None:
-    lowered = operator("domain.set-memory", GUEST, memory_mib=88)
-    assert lowered.after["live"] == {"memory_kib": 88 << 10, "maximum_memory_kib": 96 << 10}
-    assert lowered.after["persistent"]["memory_kib"] == 88 << 10
+    lowered = operator("domain.set-memory", GUEST, memory_mib=MEMORY_MIB - 8)
+    assert lowered.after["live"] == {
+        "memory_kib": (MEMORY_MIB - 8) << 10, "maximum_memory_kib": MEMORY_MIB << 10
+    }  # fmt: skip
+    assert lowered.after["persistent"]["memory_kib"] == (MEMORY_MIB - 8) << 10
     eventually(
-        lambda: scraper.scrape().value("libvirt_domain_info_memory_usage_bytes", domain=GUEST) == 88 << 20,
+        lambda: value(scraper, "libvirt_domain_info_memory_usage_bytes") == (MEMORY_MIB - 8) << 20,
         "the exporter's word of it",
     )
-    assert not operator("domain.set-memory", GUEST, memory_mib=88).changed
+    assert not operator("domain.set-memory", GUEST, memory_mib=MEMORY_MIB - 8).changed
     with pytest.raises(RefusedError, match=r"uses \d+ KiB, and would be left with 4096 KiB.*--force"):
         operator("domain.set-memory", GUEST, memory_mib=4)
     with pytest.raises(RefusedError, match="more than the maximum"):
-        operator("domain.set-memory", GUEST, memory_mib=97)
+        operator("domain.set-memory", GUEST, memory_mib=MEMORY_MIB + 1)
     undo(operator, lowered)
     assert operator.dry("domain.set-memory", GUEST, percent_of_maximum=100).plan.nothing_to_do
 
@@ -150,3 +172,134 @@ def test_a_guest_that_does_not_follow_its_balloon(
         operator("domain.set-memory", GUEST, memory_mib=20, apply_to="live", within_s=2, force=True)
     assert operator("domain.set-memory", GUEST, percent_of_maximum=100).changed
     assert Path(plug.files.log).exists()
+
+
+def written(scraper: Scraper, disk: str) -> float | None:
+    return scraper.scrape().value("libvirt_domain_block_stats_write_bytes_total", domain=GUEST, target_device=disk)
+
+
+def test_a_disk_comes_and_goes_while_scraped(
+    operator: Operator, hypervisor: PrivateHypervisor, plug: GuestConsole, scraper: Scraper
+) -> None:
+    image = hypervisor.folder / "images" / "more & <disk>.raw"
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    watcher = Watcher(scraper, ())
+    watcher.allowed = Everything()
+    with watcher.watching(least_pages=5):
+        attached = operator("domain.attach-disk", GUEST, file=str(image))
+        assert attached.after["live"]["vdb"] == {"file": str(image), "format": "raw", "bus": "virtio"}
+        assert attached.after["live"] == attached.after["persistent"]
+        assert not operator("domain.attach-disk", GUEST, file=str(image)).changed
+        eventually(lambda: plug.order("read 4096 4096 vdb").status == 0, "the guest's disk")
+        assert plug.order("write 1048576 65536 vdb").status == 0
+        eventually(lambda: written(scraper, "vdb") == 1 << 20, "the exporter's count of it")
+        with pytest.raises(RefusedError, match="has another disk at vdb"):
+            operator("domain.attach-disk", GUEST, file=str(image), device="vdb", serial="other")
+        detached = operator("domain.detach-disk", GUEST, device="vdb")
+        assert set(detached.after["live"]) == set(detached.after["persistent"]) == {"vda"}
+        eventually(lambda: written(scraper, "vdb") is None, "the end of its series")
+    assert not operator("domain.detach-disk", GUEST, device="vdb").changed
+    undo(operator, detached)
+    eventually(lambda: written(scraper, "vdb") == 0, "its series, counted from zero")
+    undo(operator, attached)
+
+
+def value(scraper: Scraper, family: str) -> float | None:
+    return scraper.scrape().value(family, domain=GUEST)
+
+
+def count(scraper: Scraper, family: str) -> int:
+    """How many series of a family the guest has."""
+    return sum(name == family and ("domain", GUEST) in labels for name, labels in scraper.scrape().values)
+
+
+class Everything(set[str]):
+    """Other tests' guests may be there."""
+
+    def __rsub__(self, _other: object) -> set[str]:  # type: ignore[override]
+        return set()
+
+
+def test_a_disk_of_another_guest_is_refused(
+    operator: Operator, hypervisor: PrivateHypervisor, plug: GuestConsole
+) -> None:
+    guest = define(hypervisor, "owner", saying("UP"))
+    operator("domain.start", "owner")
+    try:
+        with pytest.raises(RefusedError, match="in use by domain owner"):
+            operator("domain.attach-disk", GUEST, file=str(guest.disk))
+        with pytest.raises(RefusedError, match=r"on sata cannot be given .* while it runs"):
+            operator("domain.attach-disk", GUEST, file=str(guest.disk), bus="sata")
+    finally:
+        operator("domain.destroy", "owner")
+        operator("domain.undefine", "owner")
+
+
+def test_an_interface_comes_and_goes_while_scraped(
+    operator: Operator, hypervisor: PrivateHypervisor, plug: GuestConsole, scraper: Scraper
+) -> None:
+    def macs() -> int:
+        return count(scraper, "libvirt_domain_interface_stats_receive_bytes_total")
+
+    before = macs()
+    attached = operator("domain.attach-interface", GUEST, bridge=BRIDGE)
+    (mac,) = set(attached.after["live"]) - set(attached.before["live"])
+    assert attached.after["live"] == attached.after["persistent"]
+    eventually(lambda: macs() == before + 1, "the series of the interface")
+    detached = operator("domain.detach-interface", GUEST, device=mac.upper())
+    assert mac not in detached.after["live"]
+    assert mac not in detached.after["persistent"]
+    eventually(lambda: macs() == before, "the end of its series")
+    unchanged = operator("domain.detach-interface", GUEST, device=mac)
+    assert not unchanged.changed
+    assert "has no such interface" in unchanged.warnings[0]
+
+
+def test_a_guest_that_ignores_an_unplug(operator: Operator, hypervisor: PrivateHypervisor) -> None:
+    """A boot sector has no driver for anything."""
+    define(hypervisor, "ignorant", saying("UP"))
+    file = hypervisor.folder / "definitions" / "ignorant.xml"
+    file.write_text(with_room(hypervisor.virsh("dumpxml", "ignorant"), memory=True))
+    hypervisor.virsh("define", str(file))
+    image = hypervisor.folder / "images" / "stuck.raw"
+    image.write_bytes(bytes(1 << 20))
+    operator("domain.start", "ignorant")
+    try:
+        operator("domain.attach-disk", "ignorant", file=str(image), apply_to="live")
+        with pytest.raises(TimedOutError, match=r"still has disk vda after 1 s.*has not answered.*ignores"):
+            operator("domain.detach-disk", "ignorant", device="vda", apply_to="live", within_s=1)
+        assert operator.dry("domain.detach-disk", "ignorant", device="vda", apply_to="live").plan.lost
+        with pytest.raises(RefusedError, match="more than its <maxMemory>"):
+            operator("domain.attach-memory", "ignorant", size_mib=1024)
+        more = operator("domain.attach-memory", "ignorant", size_mib=128)
+        assert more.after["live"] == more.after["persistent"] == {"modules": ["128 MiB on node 0"]}
+        with pytest.raises(RefusedError, match="all its 1 slots"):
+            operator("domain.attach-memory", "ignorant", size_mib=128)
+        with pytest.raises((TimedOutError, RefusedError), match="memory module dimm0"):
+            operator("domain.detach-memory", "ignorant", size_mib=128, within_s=1)
+        assert operator("domain.detach-memory", "ignorant", size_mib=128, apply_to="persistent").changed
+        with pytest.raises(RefusedError, match="it has: none"):
+            operator("domain.detach-memory", "ignorant", size_mib=128, apply_to="persistent")
+    finally:
+        operator("domain.destroy", "ignorant")
+        operator("domain.undefine", "ignorant")
+
+
+def test_vcpus_come_and_go(operator: Operator, plug: GuestConsole, scraper: Scraper) -> None:
+    """The last one here: this guest's kernel does not let a vCPU go again."""
+
+    def seen() -> int:
+        return count(scraper, "libvirt_domain_vcpu_time_seconds_total")
+
+    more = operator("domain.set-vcpus", GUEST, vcpus=2)
+    assert more.after["live"] == more.after["persistent"] == {"vcpus": 2, "maximum_vcpus": 2}
+    eventually(lambda: seen() == 2, "the second vCPU's series")
+    with pytest.raises(RefusedError, match="at most 2 vCPUs"):
+        operator("domain.set-vcpus", GUEST, vcpus=3)
+    try:
+        undo(operator, more)
+        eventually(lambda: seen() == 1, "the end of its series")
+    except TimedOutError as error:
+        assert "has not let go of a vCPU" in str(error)  # noqa: PT017 - which of both depends on the guest's kernel
+        assert operator("domain.set-vcpus", GUEST, vcpus=1, apply_to="persistent").changed
