@@ -56,18 +56,18 @@ HostPath = Annotated[str, AfterValidator(_one_line), Field(max_length=4096)]
 class GuestDisk(Parameters):
     file: HostPath = Field(description="An existing image or block device in an image folder.")
     format: Literal["raw", "qcow2"] = Field(default="raw", description="Never guessed: a guest could choose it.")
-    bus: Literal["virtio", "sata", "scsi", "ide"] = "virtio"
-    read_only: bool = False
-    serial: Annotated[OneLine, Field(max_length=20)] = ""
+    bus: Literal["virtio", "sata", "scsi", "ide"] = Field(default="virtio", description="What the guest sees it on.")
+    read_only: bool = Field(default=False, description="The guest may not write to it.")
+    serial: Annotated[OneLine, Field(max_length=20)] = Field(default="", description="The disk's serial number.")
 
 
 class GuestInterface(Parameters):
     """Attached to a libvirt network, or a bridge of the host; with neither, QEMU's own user network."""
 
-    network: DomainName | None = None
-    bridge: Word | None = None
+    network: DomainName | None = Field(default=None, description="A virtual network of libvirt.")
+    bridge: Word | None = Field(default=None, description="A bridge of the host.")
     mac: MacAddress | None = Field(default=None, description="Made up where not given.")
-    model: Word = "virtio"
+    model: Word = Field(default="virtio", description="The network card the guest sees.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
