@@ -30,6 +30,8 @@ COMMANDS = {
     "exporter": _Entry("exporter.command_exporter:build", "Serve the metrics of this host's guests to Prometheus."),
     "domain": _Entry("exporter.command_operations:build_domain", "Look at guests and act on them."),
     "saved": _Entry("exporter.command_operations:build_saved", "Look at saved guests and restore them."),
+    "snapshot": _Entry("exporter.command_operations:build_snapshot", "Take, revert to and delete snapshots of guests."),
+    "checkpoint": _Entry("exporter.command_operations:build_checkpoint", "Checkpoints of guests' disks."),
     "interface": _Entry("exporter.command_operations:build_interface", "Look at and change the host's interfaces."),
     "history": _Entry("exporter.command_history:build", "Show what a guest did: table, CSV, JSON, plot or picture."),
     "report": _Entry("exporter.command_report:build", "Right-sizing, noisy neighbours and disk growth of guests."),

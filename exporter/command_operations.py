@@ -46,6 +46,7 @@ _EPILOG = (
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # Set before the names of the flags that every operation has, which may also be an operation's parameters.
 _COMMON = "common__"
+_OF_DOMAINS = ("snapshot", "checkpoint")
 _TAKEN = frozenset(
     ("--output", "--dry-run", "--yes", "--wait", "--wait-lock", "--deadline", "--reason", "--help",
      "--libvirt.uri", "--state.directory", "--config.file")
@@ -60,6 +61,16 @@ def build_domain() -> click.Command:
 def build_interface() -> click.Command:
     """`virtgauge interface`."""
     return group("interface", "Look at the host's network interfaces, and change them with a way back.")
+
+
+def build_snapshot() -> click.Command:
+    """`virtgauge snapshot`."""
+    return group("snapshot", "Snapshots of a guest: list, create, revert, delete.")
+
+
+def build_checkpoint() -> click.Command:
+    """`virtgauge checkpoint`."""
+    return group("checkpoint", "Checkpoints of a guest's disks: list, create, delete.")
 
 
 def build_saved() -> click.Command:
@@ -111,7 +122,7 @@ def command(operation: AnyOperation) -> click.Command:
 
     parameters: list[click.Parameter] = []
     if operation.takes_subject:
-        complete = _names(operation.noun)
+        complete = _names("domain" if operation.noun in _OF_DOMAINS else operation.noun)
         parameters.append(click.Argument([f"{_COMMON}reference"], metavar="NAME", shell_complete=complete))
     parameters += parameter_options(operation.parameters, _TAKEN)
     parameters += _common_options(operation)

@@ -6,6 +6,7 @@ from typing import Any
 
 from exporter.control import (
     balloon,
+    block_jobs,
     definition,
     device_limits,
     hotplug_disk,
@@ -18,6 +19,7 @@ from exporter.control import (
     migration,
     provisioning,
     save_restore,
+    snapshots,
 )
 from exporter.control.operation import Operation
 
@@ -33,6 +35,8 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     *hotplug_disk.OPERATIONS,
     *hotplug_interface.OPERATIONS,
     *hotplug_size.OPERATIONS,
+    *block_jobs.OPERATIONS,
+    *snapshots.OPERATIONS,
     *interface_reading.OPERATIONS,
     *interfaces.OPERATIONS,
 )

@@ -33,7 +33,7 @@ def test_the_example_is_read_as_it_is_meant(operation, tmp_path, monkeypatch):
     assert parse_parameters(operation, given) == parse_parameters(operation, wanted)
 
 
-@pytest.mark.parametrize("page", ["control.md", "control-devices.md"])
+@pytest.mark.parametrize("page", ["control.md", "control-devices.md", "control-storage.md"])
 def test_the_guides_command_lines_are_taken(page):
     lines = [line[2:] for line in (DOCS / page).read_text().splitlines() if line.startswith("$ virtgauge ")]
     assert len(lines) >= 4

@@ -29,6 +29,13 @@ _DIRTYING = bytes.fromhex(
     "fafc31c08ed80f0116587c0f20c00c010f22c0ea187c080066b810008ed88ec031ed45bf00001000b90000300089e8f3ab66baf803b02e"
     "eeebe88db6000000000000000000000000ffff0000009acf00ffff00000092cf001700407c0000"
 )
+# For ever: writes one 16-bit number, the pass, over all of sectors 64 to 575 of the first disk, 16 sectors a request
+# (INT 13h, AH=43h), says the pass's lowest four bits as a letter A to P, and goes on with the next; "!" stops it.
+_WRITES = bytes.fromhex(
+    "31c08ed88ec08ed0bc007c31ed45fcbf0080b9001089e8f3abc706557c4000be4d7cb80043b280cd1372198306557c10813e557c400272"
+    "e7baf80389e8240f0441eeebc9baf803b021eef4ebfd10001000008000004000000000000000"
+)
+WRITTEN_FROM, WRITTEN_TO = 64 * 512, 576 * 512
 _SECTOR_BYTES = 512
 
 
@@ -45,6 +52,11 @@ def pattern() -> bytes:
 def dirtying() -> bytes:
     """A boot sector that writes to 12 MiB of memory without a pause: faster than a slow line can follow."""
     return _sector(_DIRTYING)
+
+
+def writing() -> bytes:
+    """A boot sector that fills 256 KiB of its disk with the number of the pass, over and over."""
+    return _sector(_WRITES)
 
 
 def _sector(code: bytes) -> bytes:

@@ -1,0 +1,352 @@
+"""A domain's snapshots and checkpoints: listed, created, reverted to, deleted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+import libvirt
+from pydantic import AfterValidator, Field, JsonValue
+
+from exporter.control.connection import Session
+from exporter.control.device_change import device_root
+from exporter.control.domain import DomainOperation, P, domain_state, is_state, live_state
+from exporter.control.errors import ControlError, NotFoundError, RefusedError, UnsupportedError
+from exporter.control.folders import Folders
+from exporter.control.guest_fields import OneLine
+from exporter.control.hotplug_disk import disk_shown
+from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State
+
+_REVERTS_EXTERNAL = 9_009_000  # libvirt 9.9.0
+
+
+def _snapshot_name(text: str) -> str:
+    # It becomes part of a file's name.
+    if not text.isprintable() or "/" in text or text.startswith((".", "-")) or text != text.strip():
+        raise ValueError("is no name; use printable characters, no '/', no dot, dash or blank at its beginning")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_snapshot_name), Field(min_length=1, max_length=64)]
+
+
+class NamedParameters(Parameters):
+    name: Name = Field(description="The snapshot's or checkpoint's name.")
+
+
+class _OfDomain(DomainOperation[P]):
+    noun = "snapshot"
+    area = "snapshots"
+    deadline_s = 300.0
+
+    def state(self, call: Call, parameters: P) -> State:
+        return {**domain_state(call.subject.handle), "snapshots": [name for name in _names(call.subject.handle)]}
+
+    def aftermath(self, session: Session, folders: Folders, begun: Mapping[str, JsonValue]) -> str:
+        subject = begun.get("subject")
+        try:
+            handle = session.connection.lookupByUUIDString(str(subject["uuid"]))  # type: ignore
+        except (libvirt.libvirtError, KeyError, TypeError):
+            return ""
+        names = ", ".join(_names(handle)) or "none"
+        return f"interrupted; the domain is {live_state(handle)}; its snapshots: {names}; libvirt may still be at it"
+
+
+class ListSnapshots(_OfDomain[NoParameters]):
+    """`rows`: name, created (epoch seconds), state, kind, current, parent, description."""
+
+    verb = "list"
+    summary = "Lists a domain's snapshots."
+    role = Role.READER
+    reads = True
+
+    def state(self, call: Call, parameters: NoParameters) -> State:
+        rows = [_row(snapshot) for snapshot in call.subject.handle.listAllSnapshots(0)]
+        rows.sort(key=lambda row: (str(row.get("created")), str(row["name"])))
+        return {"rows": list(rows)}
+
+
+class CreateParameters(NamedParameters):
+    description: OneLine = Field(default="", description="A text kept with it.")
+    kind: Literal["internal", "external"] = Field(
+        default="external",
+        description="external: the disks only, each goes on in a new file; internal: inside qcow2, with the memory.",
+    )
+    quiesce: bool = Field(default=False, description="The guest agent writes out the file systems and holds them.")
+
+
+class CreateSnapshot(_OfDomain[CreateParameters]):
+    verb = "create"
+    summary = "Takes a snapshot of a domain's disks, or of disks and memory."
+    parameters = CreateParameters
+    long_running = True
+
+    def check(self, call: Call, parameters: CreateParameters) -> None:
+        handle, name = call.subject.handle, call.subject.name
+        if parameters.name in _names(handle):
+            raise RefusedError(f"domain {name} has a snapshot {parameters.name} already", next_step="choose another")
+        if not handle.isPersistent():
+            raise RefusedError(f"domain {name} is transient", next_step="make it persistent first")
+        if parameters.quiesce and (parameters.kind == "internal" or not handle.isActive()):
+            raise RefusedError(
+                "only an external snapshot of a running guest can be quiesced", next_step="leave --quiesce out"
+            )
+        for target, disk in _disks(handle).items():
+            if parameters.kind == "internal" and disk.get("format") != "qcow2":
+                raise RefusedError(
+                    f"disk {target} of domain {name} is {disk.get('format')}, which holds no snapshots",
+                    next_step="take an external one",
+                )
+            if parameters.kind == "external":
+                overlay = _overlay(call, parameters.name, target, str(disk.get("file") or ""))
+                if overlay.exists():
+                    raise RefusedError(f"{overlay} exists already", next_step="choose another name")
+
+    def plan(self, call: Call, parameters: CreateParameters) -> Plan:
+        steps = [f"take the {parameters.kind} snapshot {parameters.name}"]
+        if parameters.kind == "external":
+            steps += [
+                f"{target} goes on in {_overlay(call, parameters.name, target, str(disk.get('file') or ''))}"
+                for target, disk in _disks(call.subject.handle).items()
+            ]
+        return Plan(state=self.state(call, parameters), steps=steps)
+
+    def act(self, call: Call, parameters: CreateParameters) -> None:
+        handle = call.subject.handle
+        call.progress(Progress("taking it"))
+        flags = 0
+        disks: dict[str, Path] = {}
+        if parameters.kind == "external":
+            flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE if parameters.quiesce else 0
+            disks = {target: _overlay(call, parameters.name, target, str(disk["file"]))
+                     for target, disk in _disks(handle).items()}  # fmt: skip
+            call.details["files"] = {target: str(path) for target, path in disks.items()}
+            call.intent({"files": call.details["files"]})
+        others = [target for target in _targets(handle) if target not in disks] if disks else []
+        handle.snapshotCreateXML(snapshot_xml(parameters.name, parameters.description, disks, others), flags)
+
+    def verify(self, call: Call, parameters: CreateParameters) -> None:
+        if parameters.name not in _names(call.subject.handle):
+            raise ControlError("libvirt reported success, but the snapshot is not there", next_step="see its log")
+
+
+class RevertParameters(NamedParameters):
+    then: Literal["as_it_was", "running", "paused"] = Field(
+        default="as_it_was", description="Whether the guest runs afterwards."
+    )
+
+
+class RevertSnapshot(_OfDomain[RevertParameters]):
+    verb = "revert"
+    summary = "Takes a domain back to a snapshot; what has happened since is lost."
+    parameters = RevertParameters
+    destructive = True
+    long_running = True
+
+    def check(self, call: Call, parameters: RevertParameters) -> None:
+        row = _row(_snapshot(call, parameters.name))
+        if row["kind"] == "external" and call.session.connection.getLibVersion() < _REVERTS_EXTERNAL:
+            raise UnsupportedError(
+                f"this host's libvirt cannot revert to the external snapshot {parameters.name}",
+                next_step="that needs libvirt 9.9; stop the guest and define it with the snapshot's first image",
+            )
+
+    def plan(self, call: Call, parameters: RevertParameters) -> Plan:
+        lost = ["what its disks got since"]
+        lost += ["the running guest's memory"] if call.subject.handle.isActive() else []
+        return Plan(state=self.state(call, parameters), steps=[f"revert to {parameters.name}"], lost=lost)
+
+    def act(self, call: Call, parameters: RevertParameters) -> None:
+        flags = {
+            "as_it_was": 0, "running": libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING,
+            "paused": libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED,
+        }[parameters.then]  # fmt: skip
+        call.progress(Progress("reverting"))
+        call.subject.handle.revertToSnapshot(_snapshot(call, parameters.name), flags)
+
+    def verify(self, call: Call, parameters: RevertParameters) -> None:
+        handle = call.subject.handle
+        if parameters.then != "as_it_was" and not is_state(handle, parameters.then, "blocked"):
+            raise ControlError(f"the domain is {live_state(handle)} after the revert", next_step="see 'domain show'")
+
+
+class DeleteParameters(NamedParameters):
+    children: bool = Field(default=False, description="Those taken after it too; they are kept without this.")
+    metadata_only: bool = Field(default=False, description="Only forget it; its data stays in the images.")
+
+
+class DeleteSnapshot(_OfDomain[DeleteParameters]):
+    verb = "delete"
+    summary = "Deletes a snapshot: the guest stays as it is, the way back is lost."
+    parameters = DeleteParameters
+    destructive = True
+    long_running = True
+
+    def plan(self, call: Call, parameters: DeleteParameters) -> Plan:
+        there = parameters.name in _names(call.subject.handle)
+        lost = [f"the state kept in {parameters.name}" + (" and those after it" if parameters.children else "")]
+        return Plan(
+            state=self.state(call, parameters), steps=["delete it"], lost=lost if there else [], nothing_to_do=not there
+        )
+
+    def act(self, call: Call, parameters: DeleteParameters) -> None:
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN if parameters.children else 0
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY if parameters.metadata_only else 0
+        call.progress(Progress("deleting"))
+        _snapshot(call, parameters.name).delete(flags)
+
+    def verify(self, call: Call, parameters: DeleteParameters) -> None:
+        if parameters.name in _names(call.subject.handle):
+            raise ControlError("libvirt reported success, but the snapshot is there", next_step="see libvirtd's log")
+
+
+class _OfCheckpoints(_OfDomain[P]):
+    noun = "checkpoint"
+
+    def state(self, call: Call, parameters: P) -> State:
+        names: list[JsonValue] = sorted(found.getName() for found in call.subject.handle.listAllCheckpoints(0))
+        return {**domain_state(call.subject.handle), "checkpoints": names}
+
+    def there(self, call: Call, name: str) -> bool:
+        return name in [found.getName() for found in call.subject.handle.listAllCheckpoints(0)]
+
+
+class ListCheckpoints(_OfCheckpoints[NoParameters]):
+    """`rows`: name, parent."""
+
+    verb = "list"
+    summary = "Lists a domain's checkpoints: points from which changed blocks are kept account of."
+    role = Role.READER
+    reads = True
+
+    def state(self, call: Call, parameters: NoParameters) -> State:
+        rows: list[JsonValue] = []
+        for found in call.subject.handle.listAllCheckpoints(0):
+            root = ElementTree.fromstring(found.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))
+            row = {"name": found.getName(), "parent": root.findtext("parent/name"),
+                   "created": int(root.findtext("creationTime") or 0)}  # fmt: skip
+            rows.append({key: value for key, value in row.items() if value})
+        return {"rows": rows}
+
+
+class CreateCheckpointParameters(NamedParameters):
+    description: OneLine = Field(default="", description="A text kept with it.")
+
+
+class CreateCheckpoint(_OfCheckpoints[CreateCheckpointParameters]):
+    verb = "create"
+    summary = "Makes a checkpoint on a running domain's qcow2 disks."
+    parameters = CreateCheckpointParameters
+
+    def check(self, call: Call, parameters: CreateCheckpointParameters) -> None:
+        if not call.subject.handle.isActive():
+            raise RefusedError(f"domain {call.subject.name} is not running", next_step="start it")
+        if self.there(call, parameters.name):
+            raise RefusedError(
+                f"domain {call.subject.name} has a checkpoint {parameters.name} already", next_step="choose another"
+            )
+
+    def act(self, call: Call, parameters: CreateCheckpointParameters) -> None:
+        call.subject.handle.checkpointCreateXML(checkpoint_xml(parameters.name, parameters.description), 0)
+
+
+class DeleteCheckpoint(_OfCheckpoints[NamedParameters]):
+    verb = "delete"
+    summary = "Deletes a checkpoint; what it kept account of goes to the one before it."
+    parameters = NamedParameters
+    destructive = True
+
+    def plan(self, call: Call, parameters: NamedParameters) -> Plan:
+        there = self.there(call, parameters.name)
+        lost = [f"the account of blocks changed since {parameters.name}"] if there else []
+        return Plan(state=self.state(call, parameters), steps=["delete it"], lost=lost, nothing_to_do=not there)
+
+    def act(self, call: Call, parameters: NamedParameters) -> None:
+        call.subject.handle.checkpointLookupByName(parameters.name).delete(0)
+
+
+def snapshot_xml(name: str, description: str, external: Mapping[str, Path], left_out: list[str]) -> str:
+    """The `<domainsnapshot>`; `external` are the new files by target. Escaped by the XML library."""
+    root = _named("domainsnapshot", name, description)
+    if external:
+        disks = SubElement(root, "disks")
+        for target, path in external.items():
+            disk = SubElement(disks, "disk", name=target, snapshot="external")
+            SubElement(disk, "driver", type="qcow2")
+            SubElement(disk, "source", file=str(path))
+        for target in left_out:
+            SubElement(disks, "disk", name=target, snapshot="no")
+    return tostring(root, encoding="unicode")
+
+
+def checkpoint_xml(name: str, description: str) -> str:
+    """The `<domaincheckpoint>`."""
+    return tostring(_named("domaincheckpoint", name, description), encoding="unicode")
+
+
+def _named(tag: str, name: str, description: str) -> Element:
+    root = Element(tag)
+    SubElement(root, "name").text = name
+    if description:
+        SubElement(root, "description").text = description
+    return root
+
+
+def _names(handle: Any) -> list[str]:
+    return sorted(snapshot.getName() for snapshot in handle.listAllSnapshots(0))
+
+
+def _snapshot(call: Call, name: str) -> Any:
+    names = _names(call.subject.handle)
+    if name not in names:
+        raise NotFoundError(f"domain {call.subject.name} has no snapshot {name!r}", nearest=names[:3],
+                            next_step="" if names else "it has none")  # fmt: skip
+    return call.subject.handle.snapshotLookupByName(name)
+
+
+def _row(snapshot: Any) -> dict[str, JsonValue]:
+    root = ElementTree.fromstring(snapshot.getXMLDesc(0))
+    memory = root.find("memory")
+    external = any(disk.get("snapshot") == "external" for disk in root.iterfind("disks/disk"))
+    row: dict[str, JsonValue] = {
+        "name": snapshot.getName(),
+        "kind": "external" if external else "internal",
+        "state": root.findtext("state"),
+        "memory": memory is not None and memory.get("snapshot") != "no",
+        "created": int(root.findtext("creationTime") or 0),
+        "current": bool(snapshot.isCurrent()),
+        "parent": root.findtext("parent/name"),
+        "description": root.findtext("description"),
+    }
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _disks(handle: Any) -> dict[str, dict[str, JsonValue]]:
+    """The disks that a snapshot takes: those that the guest can write to."""
+    side: Literal["live", "persistent"] = "live" if handle.isActive() else "persistent"
+    found = device_root(handle, side).iterfind("devices/disk")
+    shown = (disk_shown(disk) for disk in found if disk.get("device", "disk") == "disk")
+    return {target: disk for target, disk in shown if not disk.get("read_only")}
+
+
+def _targets(handle: Any) -> list[str]:
+    found = device_root(handle, "live" if handle.isActive() else "persistent").iterfind("devices/disk")
+    return [disk_shown(disk)[0] for disk in found]
+
+
+def _overlay(call: Call, name: str, target: str, file: str) -> Path:
+    """The new file of a disk: beside its image, in an image folder, a name of ours."""
+    image = call.folders.image(file, f"disk {target}")
+    safe = "".join(character if character.isalnum() else "_" for character in name)
+    return Path(os.path.realpath(image.parent)) / f"{image.stem[:100]}.{safe}.qcow2"
+
+
+OPERATIONS: tuple[Operation[Any], ...] = (
+    ListSnapshots(), CreateSnapshot(), RevertSnapshot(), DeleteSnapshot(),
+    ListCheckpoints(), CreateCheckpoint(), DeleteCheckpoint(),
+)  # fmt: skip

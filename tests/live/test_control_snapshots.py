@@ -1,0 +1,208 @@
+"""Snapshots, checkpoints and block jobs of a guest that never stops writing; its disk is then checked byte by byte."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from exporter.control.errors import ControlError, NotFoundError, RefusedError, TimedOutError, UnsupportedError
+from exporter.control.executor import Actor, Request
+from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from exporter.demonstration.programs import run_program
+from tests.live.conftest import StartExporter
+from tests.live.operating import OPERATIONS, Operator, eventually
+from tests.live.scraping import Scraper
+from tests.live.sector_guests import WRITTEN_FROM, WRITTEN_TO, SectorGuest, define, writing
+
+GUEST = "writer"
+UNWRITTEN_FROM = 4 << 20
+DISK_BYTES = 12 << 20
+
+
+@pytest.fixture(scope="module")
+def operator(hypervisor: PrivateHypervisor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    operator = Operator(hypervisor.uri, tmp_path_factory.mktemp("snap") / "control", (hypervisor.folder / "images",))
+    yield operator
+    operator.close()
+
+
+@pytest.fixture
+def writer(hypervisor: PrivateHypervisor, operator: Operator) -> Iterator[SectorGuest]:
+    """A running guest on a qcow2 disk: 1 MiB that it keeps writing, 8 MiB of ours that it never touches."""
+    guest = define(hypervisor, GUEST, writing())
+    raw = guest.disk.read_bytes()[:512].ljust(UNWRITTEN_FROM, b"\0") + ours()
+    guest.disk.write_bytes(raw)
+    image = guest.disk.with_suffix(".qcow2")
+    run_program(["qemu-img", "convert", "-O", "qcow2", str(guest.disk), str(image)])
+    xml = hypervisor.virsh("dumpxml", GUEST).replace("type='raw'", "type='qcow2'")
+    file = hypervisor.folder / "definitions" / f"{GUEST}.xml"
+    file.write_text(xml.replace(str(guest.disk), str(image)))
+    hypervisor.virsh("define", str(file))
+    operator("domain.start", GUEST)
+    eventually(lambda: guest.said(), "the first pass of the guest")
+    yield guest
+    operator("domain.destroy", GUEST)
+    operator("domain.undefine", GUEST, snapshots=True)
+    for left in image.parent.glob(f"{GUEST}.*"):
+        left.unlink()
+
+
+def ours() -> bytes:
+    return b"".join(struct.pack("<Q", number * 2654435761) for number in range((DISK_BYTES - UNWRITTEN_FROM) // 8))
+
+
+def passes(guest: SectorGuest) -> int:
+    return len(guest.said().strip())
+
+
+def verified(operator: Operator, guest: SectorGuest, file: str) -> None:
+    """Stops the guest, and checks every byte of its disk: the newest pass up to a place, the one before it after."""
+    before = passes(guest)
+    eventually(lambda: passes(guest) > before + 1, "two more passes")
+    operator("domain.destroy", GUEST)
+    said = guest.said().strip()
+    assert "!" not in said
+    raw = Path(file).with_suffix(".checked")
+    run_program(["qemu-img", "convert", "-O", "raw", file, str(raw)])
+    content = raw.read_bytes()
+    raw.unlink()
+    assert content[UNWRITTEN_FROM:DISK_BYTES] == ours()
+    written = content[WRITTEN_FROM:WRITTEN_TO]
+    newest = written[:2]
+    number = int.from_bytes(newest, "little")
+    told = len(said) & 0xFFFF
+    assert number in (told, told + 1), (number, told)
+    edge = next((at for at in range(0, len(written), 2) if written[at : at + 2] != newest), len(written))
+    assert edge % 512 == 0
+    earlier = struct.pack("<H", number - 1)
+    assert written[edge:] == earlier * ((len(written) - edge) // 2)
+
+
+def chain(operator: Operator) -> list[str]:
+    (row,) = operator("domain.block-jobs", GUEST).details["rows"]
+    return list(row["chain"])
+
+
+def test_a_commit_while_it_writes(operator: Operator, writer: SectorGuest) -> None:
+    made = operator("snapshot.create", GUEST, name="one", description="before <it> & \"all\"")
+    assert len(chain(operator)) == 2
+    assert str(made.details["files"]["hda"]) == chain(operator)[0]
+    with pytest.raises(RefusedError, match="has a snapshot one already"):
+        operator("snapshot.create", GUEST, name="one")
+    operator("snapshot.create", GUEST, name="two")
+    (row, second) = operator("snapshot.list", GUEST).details["rows"]
+    assert (row["name"], row["kind"], row["description"]) == ("one", "external", "before <it> & \"all\"")
+    assert (second["name"], second["parent"]) == ("two", "one")
+    with pytest.raises(TimedOutError, match="was stopped before its end"):
+        operator("domain.block-commit", GUEST, device="hda", bandwidth_bytes_sec=65536, within_s=1)
+    assert len(chain(operator)) == 3
+    before = passes(writer)
+    steps: list[object] = []
+    result = operator.run("domain.block-commit", GUEST, {"device": "hda"},
+                          Request(Actor("t", "test"), confirmed=GUEST, progress=steps.append))  # fmt: skip
+    assert result.details["chain_before"][-1:] == chain(operator) == result.after["chain"]
+    assert len(result.details["unused_files"]) == 2
+    assert steps
+    eventually(lambda: passes(writer) > before, "a pass after the commit")
+    assert not operator("domain.block-commit", GUEST, device="hda").changed
+    verified(operator, writer, str(result.after["chain"][0]))
+
+
+def test_a_pull_while_it_writes(operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest) -> None:
+    operator("snapshot.create", GUEST, name="one")
+    assert operator.dry("domain.block-pull", GUEST, device="hda").plan.steps
+    result = operator("domain.block-pull", GUEST, device="hda")
+    assert result.after["chain"] == result.details["chain_before"][:1]
+    Path(str(result.details["unused_files"][0])).unlink()
+    verified(operator, writer, str(result.after["chain"][0]))
+
+
+def test_an_internal_snapshot_and_back(operator: Operator, writer: SectorGuest) -> None:
+    operator("snapshot.create", GUEST, name="inside", kind="internal")
+    with pytest.raises(RefusedError, match="quiesced"):
+        operator("snapshot.create", GUEST, name="x", kind="internal", quiesce=True)
+    with pytest.raises(ControlError, match=r"agent"):
+        operator("snapshot.create", GUEST, name="x", quiesce=True)
+    with pytest.raises(NotFoundError, match="no snapshot 'insde'; the nearest: inside"):
+        operator("snapshot.revert", GUEST, name="insde")
+    assert operator.dry("snapshot.revert", GUEST, name="inside").plan.lost
+    reverted = operator("snapshot.revert", GUEST, name="inside", then="running")
+    assert reverted.after["state"] == "running"
+    before = passes(writer)
+    eventually(lambda: passes(writer) > before, "a pass after the revert")
+    assert operator("snapshot.delete", GUEST, name="inside").after["snapshots"] == []
+    assert not operator("snapshot.delete", GUEST, name="inside").changed
+
+
+    # One outside the image, which this libvirt may not be able to go back to.
+    operator("snapshot.create", GUEST, name="out")
+    if operator.executor.session.connection.getLibVersion() < 9_009_000:
+        with pytest.raises(UnsupportedError, match="cannot revert to the external snapshot out"):
+            operator("snapshot.revert", GUEST, name="out")
+    operator("snapshot.delete", GUEST, name="out", metadata_only=True)
+    assert operator("snapshot.list", GUEST).details["rows"] == []
+    assert operator("checkpoint.create", GUEST, name="monday").after["checkpoints"] == ["monday"]
+    with pytest.raises(RefusedError, match="has a checkpoint monday already"):
+        operator("checkpoint.create", GUEST, name="monday")
+    operator("checkpoint.create", GUEST, name="tuesday")
+    rows = {row["name"]: row for row in operator("checkpoint.list", GUEST).details["rows"]}
+    assert rows["tuesday"]["parent"] == "monday"
+    assert operator("checkpoint.delete", GUEST, name="monday").after["checkpoints"] == ["tuesday"]
+    assert not operator("checkpoint.delete", GUEST, name="monday").changed
+    operator("checkpoint.delete", GUEST, name="tuesday")
+
+
+def test_killed_in_the_middle_of_a_commit(
+    operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest, start_exporter: StartExporter
+) -> None:
+    """kill -9: libvirt goes on, as the exporter sees; the next start tells, and asking again sees it through."""
+    scraper = Scraper(start_exporter(hypervisor.read_only_uri, ("--sampling.interval=1s",)))
+    operator("snapshot.create", GUEST, name="one")
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(operator.executor.session.uri), str(operator.folders.state)],
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"committing\n"
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    (explained,) = operator.executor.explain_left_open(OPERATIONS)
+    assert "libvirt goes on with the active commit of hda" in str(explained["outcome"])
+    eventually(lambda: job_seen(scraper), "the job's series")
+    with pytest.raises(RefusedError, match="active commit runs on that disk already"):
+        operator("domain.block-pull", GUEST, device="hda")
+    assert operator("domain.block-abort", GUEST, device="hda").changed
+    assert not operator("domain.block-abort", GUEST, device="hda").changed
+    eventually(lambda: not job_seen(scraper), "the end of the job's series")
+    result = operator("domain.block-commit", GUEST, device="hda")
+    assert len(result.after["chain"]) == 1
+    verified(operator, writer, str(result.after["chain"][0]))
+    assert operator.trail.verify() == len(operator.events())
+
+
+def job_seen(scraper: Scraper) -> bool:
+    found = scraper.scrape().values
+    return any(name == "libvirt_domain_block_job_info" and ("domain", GUEST) in labels for name, labels in found)
+
+
+KILLED = """
+import sys, threading, time
+from pathlib import Path
+from tests.live.operating import Operator
+operator = Operator(sys.argv[1], Path(sys.argv[2]))
+watcher = Operator(sys.argv[1], Path(sys.argv[2]))
+order = {"device": "hda", "bandwidth_bytes_sec": 65536}
+threading.Thread(target=operator, args=("domain.block-commit", "writer"), kwargs=order, daemon=True).start()
+while not watcher("domain.block-jobs", "writer").details["rows"][0].get("type"):
+    time.sleep(0.01)
+print("committing", flush=True)
+threading.Event().wait()
+"""
