@@ -97,12 +97,16 @@ class Background:
 
     def records(self, subjects: Mapping[tuple[str | int, ...], object]) -> Iterable[Record]:
         """What may stand on the page now; of domains only those whose key is among ``subjects``."""
+        return (r for r in self.kept() if r.subject.kind != "domain" or r.subject.key in subjects)
+
+    def kept(self) -> Iterable[Record]:
+        """What may stand on the page now, whatever it is of: the parts are their own subjects' roster."""
         now_s = self._clock()
         for name, parts in self._published.items():
             most_s = 2 * self._states[name].source.period_s + self._states[name].source.deadline_s
             for read_at_s, records in parts:
                 if now_s - read_at_s <= most_s:
-                    yield from (r for r in records if r.subject.kind != "domain" or r.subject.key in subjects)
+                    yield from records
 
     def status(self) -> dict[str, tuple[bool, float]]:
         """Success and seconds of each collector's last read; those not read yet are left out."""

@@ -55,6 +55,7 @@ class Columns:
     counter: Booleans
     identity: Booleans
     zero_is_unknown: Booleans
+    signed: Booleans
     instance: Integers  # local number of the device; 0 is the record itself
     instances: int
     bucket_of: Integers  # a bucket: the local row of its histogram's first one; else -1
@@ -74,6 +75,7 @@ class Columns:
             np.array([f.kind is Kind.COUNTER for f in fields], dtype=np.bool_),
             np.array([isinstance(f, Field) and f.identity for f in fields], dtype=np.bool_),
             np.array([isinstance(f, Field) and f.zero_is_unknown for f in fields], dtype=np.bool_),
+            np.array([isinstance(f, Field) and f.signed for f in fields], dtype=np.bool_),
             _integers(row.instance for row in layout.measured), layout.instances,
             _integers(row.bucket_of for row in layout.measured),
             _integers(catalogue.place[f.row.declaration.name] for f in layout.formulas),
@@ -160,6 +162,7 @@ class Plan:
         self.counter = _join([c.counter for c in columns]).astype(np.bool_)
         self.identity = _join([c.identity for c in columns]).astype(np.bool_)
         self.zero_is_unknown = _join([c.zero_is_unknown for c in columns]).astype(np.bool_)
+        self.least = np.where(_join([c.signed for c in columns]).astype(np.bool_), -_LARGEST, 0.0)
         self.placement_of_row = np.repeat(np.arange(len(columns)), self.measured_counts)
         instance_start = _starts(_integers(c.instances for c in columns))
         self.instances = int(sum(c.instances for c in columns))
@@ -286,7 +289,7 @@ class Builder:
         plan = self.plan
         raw = _floats([p.layout.values(r.stats) for p, r in zip(placements, records, strict=True)], plan.measured)
         with np.errstate(invalid="ignore"):
-            absent = ~((raw >= 0) & (raw <= _LARGEST)) | (plan.zero_is_unknown & (raw == 0))
+            absent = ~((raw >= plan.least) & (raw <= _LARGEST)) | (plan.zero_is_unknown & (raw == 0))
         raw[absent] = np.nan
         if len(plan.buckets):
             raw[plan.buckets] = _cumulative(raw[plan.buckets], plan.first_bucket)

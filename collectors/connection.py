@@ -1,4 +1,4 @@
-"""Read-only libvirt connections: event loop, keepalive, opening with back-off.
+"""libvirt connections, read-only ones unless asked otherwise: event loop, keepalive, opening with back-off.
 
 One of the modules that may import libvirt.  libvirt's event implementation is process-wide by its own design
 (virEventRegisterDefaultImpl cannot be undone), so its thread is started once and never stopped.
@@ -79,14 +79,17 @@ def is_local(uri: str | None, default_uri: str | None = None) -> bool:
 
 
 class Opener:
-    """Opens read-only connections to one URI; after a failure the next attempt waits (0.1 s, doubled to 2 s).
+    """Opens connections to one URI; after a failure the next attempt waits (0.1 s, doubled to 2 s).
 
     Shared by all lanes of a target, so that a dead daemon is knocked at by one of them at a time.  Any thread.
-    ``uri`` None is libvirt's own choice (LIBVIRT_DEFAULT_URI or the local driver).
+    ``uri`` None is libvirt's own choice (LIBVIRT_DEFAULT_URI or the local driver).  ``read_only`` is false for the
+    agent's collector alone, which runs in the control service.
     """
 
-    def __init__(self, uri: str | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, uri: str | None, clock: Callable[[], float] = time.monotonic, *,
+                 read_only: bool = True) -> None:
         self.uri = uri
+        self._open = libvirt.openReadOnly if read_only else libvirt.open
         self._clock = clock
         self._lock = threading.Lock()
         self._back_off_s = 0.0
@@ -100,7 +103,7 @@ class Opener:
                 raise ConnectionDownError(self._last_error)
         start_event_loop()
         try:
-            connection = libvirt.openReadOnly(self.uri)
+            connection = self._open(self.uri)
         except libvirt.libvirtError as error:
             with self._lock:
                 self._back_off_s = min(max(2 * self._back_off_s, BACK_OFF_FIRST_S), BACK_OFF_MOST_S)

@@ -12,12 +12,11 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import libvirt
 
 from .connection import ConnectionDownError, Opener
-from .inventory import Inventory
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +47,15 @@ class _Closed:
 
 
 Listener = Callable[[Event], None]
+
+
+class Invalidated(Protocol):
+    """What is told that things may have changed: the inventory.  Called in the listener's thread."""
+
+    def invalidate(self, uuid: str) -> None: ...
+    def invalidate_all(self) -> None: ...
+
+
 _CLOSE_REASONS = ("error", "end of file", "keepalive timeout", "closed by the client")
 
 
@@ -60,7 +68,7 @@ class EventListener:
     left out.  ``start`` and ``stop`` are called by one thread, once each.
     """
 
-    def __init__(self, opener: Opener, inventory: Inventory, listeners: Iterable[Listener] = (),
+    def __init__(self, opener: Opener, inventory: Invalidated, listeners: Iterable[Listener] = (),
                  also: Iterable[str] = ()) -> None:
         self._opener = opener
         self._inventory = inventory

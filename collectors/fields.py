@@ -67,6 +67,7 @@ class Field:
     since: str = "1.2.9"
     identity: bool = False  # a decrease of this counter means that everything of its record began anew
     zero_is_unknown: bool = False  # libvirt writes 0 where it could not read the value
+    signed: bool = False  # a negative value is one; else it is libvirt's way to say "unknown"
     subject_labels: tuple[str, ...] = ("domain",)  # what the record's subject adds, for the reference
     inner_label: str = ""
     inner_label_key: str = ""

@@ -131,7 +131,15 @@ class CompatSettings(Section):
     )
 
 
+class ControlAgentSettings(Section):
+    enabled: bool = Field(
+        default=False, description="Ask the guest agents, and show what they tell on the control service's metrics."
+    )
+    period: Duration = Field(default=60.0, ge=5, le=86400, description="Time between two readings of a guest agent.")
+
+
 class ControlSettings(Section):
+    agent: ControlAgentSettings = ControlAgentSettings()
     listen_address: ListenAddresses = Field(
         default=(ListenAddress("127.0.0.1", 19177),),
         description="Address of the control API; repeatable.",

@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
+from collectors.agent_reading import AgentSource
+from collectors.background import Background
+from collectors.batch import Builder
 from collectors.connection import Opener, host_identity
+from collectors.events import EventListener
+from collectors.lanes import LanePool, Slots
+from collectors.layout import Compiler
 from exporter.access import api_middleware
+from exporter.agent_page import AgentEvents, AgentPage, agent_declarations
 from exporter.command_token import token_file_path
 from exporter.config import Settings
 from exporter.control.api import EXEMPT, control_application
@@ -40,6 +47,8 @@ _log = logging.getLogger(__name__)
 
 # What running operations get at the end; libvirt's calls cannot be cut off, and the trail tells of the rest.
 LAST_ACTS_S = 10.0
+# Agents that are asked at the same time: a silent one holds its lane for 5 s.
+AGENT_LANES = 4
 # Refusals of callers that nobody knows: told once in this time with their number, so that a flood cannot fill the
 # trail. Those of known tokens are always told.
 UNKNOWN_CALLERS_EVERY_S = 60.0
@@ -68,12 +77,17 @@ def run_control(settings: Settings) -> None:
         archive.start()
     runner = Runner(executor, jobs, metrics)
     refused = _AuditedRefusals(executor.trail)
-    app = control_application(
-        runner, OPERATIONS, registry, api_middleware(tokens, refusals, refused=refused.told, exempt=EXEMPT)
-    )
+    access = api_middleware(tokens, refusals, refused=refused.told, exempt=EXEMPT)
+    agents = _agent_page(settings)
+    more = {"more_metrics": agents.page} if agents is not None else {}
+    app = control_application(runner, OPERATIONS, registry, access, **more)
+    if agents is not None:
+        agents.start()
     try:
         asyncio.run(serve_sockets(app, sockets, front=front))
     finally:
+        if agents is not None:
+            agents.stop()
         if not runner.wait_until_idle(LAST_ACTS_S):
             _log.warning("operations still run; the audit trail will say at the next start what became of them")
         refused.stop()
@@ -91,6 +105,18 @@ def _trail_archive(settings: Settings, trail: Trail) -> TrailArchive | None:
     host = HostOnce(lambda: host_identity(opener), settings.host.name)
     state = settings.state.directory
     return TrailArchive(settings.archive, trail.path.parent, trail.path, state / "archive", host)
+
+
+def _agent_page(settings: Settings) -> AgentPage | None:
+    """What reads the guest agents, on connections and in threads of its own; None where it is off."""
+    if not settings.control.agent.enabled:
+        return None
+    source = AgentSource(settings.control.agent.period)
+    opener = Opener(settings.libvirt.uri, read_only=False)
+    background = Background(LanePool(opener, AGENT_LANES, Slots(), "agent"), [source], most_stuck=AGENT_LANES)
+    events = AgentEvents(source, background)
+    listener = EventListener(Opener(settings.libvirt.uri), events, [events.heard])
+    return AgentPage(background, Builder(Compiler(agent_declarations())), listener)
 
 
 def _interrupted() -> dict[str, object]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from collectors import COLLECTORS
+from collectors.agent import AGENT
 from collectors.fields import Collector, Declaration, Field
 from collectors.sampling import sampling
 from exporter.archive.metrics import ARCHIVE
@@ -36,7 +37,7 @@ _UNITS = ("bytes_per_second", "packets_per_second", "reads_per_second", "writes_
 
 def reference() -> str:
     """The whole page, in Markdown."""
-    sections = [sampling(COLLECTORS), *COLLECTORS, ARCHIVE]
+    sections = [sampling(COLLECTORS), *COLLECTORS, ARCHIVE, AGENT]
     return _HEAD + "".join(line for collector in sections for line in _section(collector))
 
 
@@ -55,6 +56,9 @@ def _section(collector: Collector) -> Iterator[str]:
         yield "Always on.\n"
     elif collector is ARCHIVE:
         yield "On where there is an archive (`archive.uri`).\n"
+    elif collector is AGENT:
+        yield ("Off by default (`--control.agent.enabled`); on the metrics page of `virtgauge control serve`, since "
+               "asking an agent needs libvirt's read-write socket.\n")
     else:
         flag = "--no-collector" if collector.default else "--collector"
         yield f"{'On' if collector.default else 'Off'} by default (`{flag}.{collector.name}`).\n"

@@ -46,12 +46,12 @@ class ControlService:
         file = self.state / "tokens.yml"
         return create_token(file, name, Role.parse(role), (domain,), datetime.now(UTC), None)[1]
 
-    def start(self) -> ControlService:
-        """Starts it and waits until libvirt has answered it."""
+    def start(self, *flags: str) -> ControlService:
+        """Starts it, with more flags, and waits until libvirt has answered it."""
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*PROGRAM, "control", "serve", "--control.listen-address", f"127.0.0.1:{self.port}", "--libvirt.uri",
-                 self.uri, "--state.directory", str(self.state)],
+                 self.uri, "--state.directory", str(self.state), *flags],
                 env=self.environment, stderr=log, stdout=log,
             )  # fmt: skip
         end_s = time.monotonic() + 60

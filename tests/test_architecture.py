@@ -21,12 +21,13 @@ LIBVIRT = (
     "collectors/inventory.py", "collectors/events.py", "collectors/host.py", "collectors/storage.py",
     "collectors/virtual_networks.py", "collectors/jobs.py", "collectors/snapshots.py", "collectors/settings.py",
     "collectors/support.py",
-    "collectors/per_domain.py", "exporter/control/", "exporter/demonstration/")
+    "collectors/per_domain.py", "collectors/agent_reading.py", "exporter/control/", "exporter/demonstration/")
 PROMETHEUS_CLIENT = ("exporter/exposition.py", "exporter/page.py", "exporter/server.py", "exporter/control/")
 PYMONGO = ("exporter/archive/",)
 # What exporter/control may use of the rest of virtgauge. Of the collectors: libvirt's event loop, of which a process
-# can have but one, and the names of states and reasons, so that control and metrics say the same words.
-FOR_CONTROL = {"collectors.connection", "collectors.domain", "exporter.nearest",
+# can have but one; the names of states and reasons, and what counts as an agent that answers, so that control and
+# metrics say the same words.
+FOR_CONTROL = {"collectors.agent_reading", "collectors.connection", "collectors.domain", "exporter.nearest",
                "exporter.errors", "exporter.config", "exporter.server", "exporter.webconfig",
                "exporter.access", "exporter.tokens", "exporter.refusals",
                "exporter.archive.spool", "exporter.archive.writer", "exporter.archive.timespan",

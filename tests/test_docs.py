@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from collectors import COLLECTORS
+from collectors.agent import AGENT
 from collectors.sampling import sampling
 from exporter import metrics_reference
 from tests.conftest import Golden
@@ -19,7 +20,7 @@ def test_the_metrics_reference_is_current(golden: Golden) -> None:
 
 def test_every_metric_has_one_row() -> None:
     rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
-    for collector in (sampling(COLLECTORS), *COLLECTORS):
+    for collector in (sampling(COLLECTORS), *COLLECTORS, AGENT):
         for name in {declaration.name for declaration in collector.declarations}:
             row, = [row for row in rows if row.startswith(f"| `{name}` |")]
             assert row.count(" | ") == 6

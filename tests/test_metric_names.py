@@ -7,11 +7,12 @@ import re
 import pytest
 
 from collectors import COLLECTORS
+from collectors.agent import AGENT
 from collectors.fields import Computed, Declaration, Field, Info, Kind, StateSet
 from collectors.sampling import sampling
 from tests.samples import computed_rows, golden_batches, text, values_of
 
-DECLARATIONS = [d for collector in (sampling(COLLECTORS), *COLLECTORS) for d in collector.declarations]
+DECLARATIONS = [d for collector in (sampling(COLLECTORS), *COLLECTORS, AGENT) for d in collector.declarations]
 PAGE_MADE = {"virtgauge_sample_age_seconds"}  # the page adds it as it is served
 UNITS = {"nanoseconds", "milliseconds", "seconds", "KiB", "bytes", "count", "number", "ratio", "boolean",
          "enumeration", "text", "version", "domains", "calls", "samplings", "series", "seconds since the epoch",
@@ -101,7 +102,7 @@ def test_one_name_has_one_kind_help_and_set_of_labels() -> None:
 
 def test_a_family_is_in_one_collector() -> None:
     seen: dict[str, str] = {}
-    for collector in (sampling(COLLECTORS), *COLLECTORS):
+    for collector in (sampling(COLLECTORS), *COLLECTORS, AGENT):
         for declaration in collector.declarations:
             assert seen.setdefault(declaration.name, collector.name) == collector.name
 
@@ -118,7 +119,11 @@ def shown() -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("declaration", DECLARATIONS, ids=ids)
+# The agent's have theirs in tests/collectors/test_agent.py, since they are on another process's page.
+SHOWN = [d for d in DECLARATIONS if d not in AGENT.declarations]
+
+
+@pytest.mark.parametrize("declaration", SHOWN, ids=ids)
 def test_every_declared_metric_has_a_fixture_that_shows_it(declaration: Declaration,
                                                            shown: dict[str, set[str]]) -> None:
     if declaration.name in PAGE_MADE:
@@ -131,5 +136,5 @@ def test_every_field_is_exercised_and_no_series_is_undeclared(shown: dict[str, s
     assert set(shown) <= {d.name for d in DECLARATIONS}
     plan = golden_batches()[1].plan
     exercised = {row.declaration for placement in plan.placements for row in placement.layout.measured}
-    fields = {d for d in DECLARATIONS if isinstance(d, Field) and d.name not in PAGE_MADE}
+    fields = {d for d in SHOWN if isinstance(d, Field) and d.name not in PAGE_MADE}
     assert fields - exercised == set()

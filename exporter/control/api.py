@@ -56,10 +56,18 @@ T = TypeVar("T")
 
 
 def control_application(
-    runner: Runner, operations: Sequence[AnyOperation], registry: CollectorRegistry, access: Sequence[Middleware]
+    runner: Runner,
+    operations: Sequence[AnyOperation],
+    registry: CollectorRegistry,
+    access: Sequence[Middleware],
+    more_metrics: Callable[[bool], bytes] = lambda _openmetrics: b"",
 ) -> Starlette:
-    """The application behind `access` (from exporter.access). Every route asks for a role of its own."""
-    endpoints = _Endpoints(runner, registry)
+    """The application behind `access` (from exporter.access). Every route asks for a role of its own.
+
+    `more_metrics` gives the families that stand before the registry's on the metrics page, as text, in the OpenMetrics
+    form where it is told True; it must not wait for libvirt.
+    """
+    endpoints = _Endpoints(runner, registry, more_metrics)
     routes = [endpoints.route(operation) for operation in operations]
     routes += audit_routes(runner.executor.trail)
     routes += [
@@ -81,9 +89,10 @@ def control_application(
 
 
 class _Endpoints:
-    def __init__(self, runner: Runner, registry: CollectorRegistry) -> None:
+    def __init__(self, runner: Runner, registry: CollectorRegistry, more_metrics: Callable[[bool], bytes]) -> None:
         self._runner = runner
         self._registry = registry
+        self._more_metrics = more_metrics
 
     def route(self, operation: AnyOperation) -> Route:
         """The operation's only route: GET for reading, POST for the rest."""
@@ -232,8 +241,9 @@ class _Endpoints:
     async def metrics(self, request: HttpRequest) -> Response:
         require_role(request, Role.READER)
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        more = await asyncio.to_thread(self._more_metrics, "openmetrics" in content_type)
         page = await asyncio.to_thread(encode, self._registry)
-        return Response(page, headers={"Content-Type": content_type})
+        return Response(more + page, headers={"Content-Type": content_type})
 
     async def healthy(self, _request: HttpRequest) -> Response:
         return PlainTextResponse("virtgauge control is healthy.\n")

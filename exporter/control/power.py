@@ -2,32 +2,27 @@
 
 Measured on libvirt 9.0: a shutdown or reboot that returns 0 was only asked for. A guest that ignores the button, or
 has not yet loaded its driver, stays up and no event comes; so it is asked again, and what happens is watched. A mute
-agent holds a call for 5 s and then fails with code 86: the way on is ACPI, never an error.
+agent holds a call for 5 s, or for 60 s where it answered before, and then fails with code 86: the way on is ACPI,
+never an error. What a mute agent was asked cannot be taken back: it is done when the agent wakes.
 """
 
 from __future__ import annotations
 
 import time
 from typing import Any, Literal
-from xml.etree import ElementTree
 
 import libvirt
 from pydantic import Field
 
 from exporter.control.domain import DomainOperation, domain_state, is_state, live_state
 from exporter.control.errors import ControlError, RefusedError, TimedOutError
+from exporter.control.guest_agent import FALL_BACK, agent_connected, asked_within
 from exporter.control.operation import Call, NoParameters, Parameters, Plan, Progress
 from exporter.control.watching import RebootCount, watch_reboots
 
 STOPPED = ("shutoff", "gone", "crashed")
 MEMORY_LOST = "all that the guest holds in memory and has not written to its disks"
 DEFINITION_LOST = "the domain's definition: it is transient and exists only while it runs"
-_AGENT_ERRORS = (
-    libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
-    libvirt.VIR_ERR_AGENT_UNSYNCED,
-    libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
-    libvirt.VIR_ERR_INVALID_ARG,
-)
 Mode = Literal["agent-then-acpi", "agent", "acpi"]
 _FORCE_TIME_S = 30.0
 
@@ -118,16 +113,20 @@ def _by_agent(call: Call, parameters: ShutdownParameters, told: Any) -> str | No
         told("the agent is not connected")
         return None
     told("asking the agent")
+    deadline = call.deadline.within(parameters.agent_timeout_s)
+    flag = libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT
     try:
-        if not _ask(handle.shutdownFlags, libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT):
-            return "agent"
+        if not asked_within(call.session, handle.UUIDString(), lambda own: _ask(own.shutdownFlags, flag), deadline):
+            if is_state(handle, *STOPPED):
+                return "agent"
+            told(f"the agent did not answer within {parameters.agent_timeout_s:g} s; it may still do it if it wakes")
+            return None
     except libvirt.libvirtError as error:
-        if error.get_error_code() not in _AGENT_ERRORS:
+        if error.get_error_code() not in FALL_BACK:
             raise
         told(f"the agent did not answer ({error.get_error_message()})")
         return None
-    stopped = call.deadline.within(parameters.agent_timeout_s).wait_for(lambda: is_state(handle, *STOPPED))
-    return "agent" if stopped else None
+    return "agent" if deadline.wait_for(lambda: is_state(handle, *STOPPED)) else None
 
 
 def _by_acpi(call: Call, parameters: ShutdownParameters, told: Any) -> str | None:
@@ -154,12 +153,6 @@ def _ask(function: Any, *arguments: object) -> bool:
             return False
         raise
     return True
-
-
-def agent_connected(handle: Any) -> bool:
-    """Whether libvirt sees the guest agent's end of the channel open (it may still be mute)."""
-    channels = ElementTree.fromstring(handle.XMLDesc(0)).iterfind("devices/channel/target[@state='connected']")
-    return any(target.get("name") == "org.qemu.guest_agent.0" for target in channels)
 
 
 class DestroyParameters(Parameters):
@@ -266,11 +259,16 @@ class Reboot(DomainOperation[RebootParameters]):
     def _asked(call: Call, parameters: RebootParameters) -> str:
         handle = call.subject.handle
         if parameters.mode != "acpi" and agent_connected(handle):
+            flag = libvirt.VIR_DOMAIN_REBOOT_GUEST_AGENT
+            # As long as the button has before it is pushed again.
+            deadline = call.deadline.within(parameters.timeout_s if parameters.mode == "agent" else parameters.resend_s)
             try:
-                handle.reboot(libvirt.VIR_DOMAIN_REBOOT_GUEST_AGENT)
-                return "agent"
+                if asked_within(call.session, handle.UUIDString(), lambda own: own.reboot(flag), deadline):
+                    return "agent"
+                if parameters.mode == "agent":
+                    return "agent, which has not answered"
             except libvirt.libvirtError as error:
-                if error.get_error_code() not in _AGENT_ERRORS or parameters.mode == "agent":
+                if error.get_error_code() not in FALL_BACK or parameters.mode == "agent":
                     raise
         # The test driver knows no way by name.
         handle.reboot(libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN if call.session.driver == "QEMU" else 0)

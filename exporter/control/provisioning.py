@@ -21,10 +21,10 @@ from exporter.control.definition import DefinesDomain
 from exporter.control.domain import domain_state, live_state
 from exporter.control.errors import InvalidError, TimedOutError
 from exporter.control.folders import Folders
+from exporter.control.guest_agent import agent_answers
 from exporter.control.guest_fields import GuestFields, OneLine
 from exporter.control.guest_xml import console_file, guest_xml, host_type
 from exporter.control.operation import Call, Operation, Plan, Progress
-from exporter.control.power import agent_connected
 from exporter.control.seed import user_data, write_seed
 
 _CONSOLE_READ_BYTES = 4 << 20
@@ -35,7 +35,7 @@ class ProvisionParameters(GuestFields):
     expect_text: Annotated[OneLine, Field(max_length=200)] = Field(
         default="", description="A text that the guest says on its serial console once it is up."
     )
-    expect_agent: bool = Field(default=False, description="The guest agent connects once it is up.")
+    expect_agent: bool = Field(default=False, description="The guest agent answers once it is up.")
     expect_lease: bool = Field(default=False, description="It has a DHCP lease of a libvirt network once it is up.")
     within_s: float = Field(default=300.0, gt=0, le=7200, description="Seconds in which that must be seen.")
     if_not_seen: Literal["keep", "remove"] = Field(default="keep", description="What becomes of a guest not seen up.")
@@ -135,7 +135,7 @@ class Provision(DefinesDomain[ProvisionParameters]):
         seen: dict[str, JsonValue] = {}
         ways = {
             "text": lambda: parameters.expect_text in _heard(console, heard_from),
-            "agent": lambda: agent_connected(domain),
+            "agent": lambda: agent_answers(domain),
             "lease": lambda: bool(domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE)),
         }
 

@@ -15,10 +15,14 @@
 #                            ping A M N S [I]               exactly N echo requests of S bytes, N*(S+42) bytes out
 #                            tcp A PORT B                   send B bytes by TCP
 #   g.acpi=WORD              acpi poweroff|ignore|delay:S   what the power button does
-#   g.agent=WORD             agent 1|slow:S|mute            how the guest agent answers
+#   g.agent=WORD             agent 1|slow:S|mute            how the guest agent answers; where a further archive
+#                            agent gone                     brought Debian's qemu-ga: 1, mute, gone (not running)
+#   g.hostname=NAME                                        the guest's host name
+#   g.mount=DISK                                           a disk with an ISO image, to be mounted at /mnt
 #   g.hang=1                                                never print READY
 #                            idle poweroff reboot panic stat
 export PATH=/bin
+QEMU_GA=/usr/sbin/qemu-ga
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -141,6 +145,19 @@ agent_port() {
   done
 }
 
+real_agent() { # 1|mute|gone
+  pid=$(cat /run/qemu-ga.pid 2>/dev/null)
+  case $1 in
+    mute) kill -STOP "$pid" ;;
+    gone) kill -9 "$pid" && rm -f /run/qemu-ga.pid ;;
+    *)
+      [ -n "$pid" ] && kill -CONT "$pid" && return
+      "$QEMU_GA" --method=virtio-serial --path="$(agent_port)" --statedir=/run 2> /run/qemu-ga.log &
+      echo $! > /run/qemu-ga.pid
+      ;;
+  esac
+}
+
 agent_answer() { # ID REQUEST
   case $2 in
     *guest-sync-delimited*) printf '\377{"return": %s}\n' "$1" ;;
@@ -157,6 +174,7 @@ agent_answer() { # ID REQUEST
 agent() {
   port=$(agent_port)
   [ -n "$port" ] || return
+  if [ -x "$QEMU_GA" ]; then real_agent "$(cat /run/agent)"; return; fi
   exec 3<>"$port"
   while :; do
     # Nobody is connected at the host's end: wait for one.
@@ -181,7 +199,7 @@ order() {
     mem) hold_memory "$1" ;;
     ip) set_address "$1" ;;
     acpi) echo "$1" > /run/acpi ;;
-    agent) echo "$1" > /run/agent ;;
+    agent) echo "$1" > /run/agent; if [ -x "$QEMU_GA" ]; then real_agent "$1"; fi ;;
     write) copy_exactly /dev/zero "/dev/${3:-vda}" "$1" "${2:-65536}" 'oflag=direct conv=notrunc' ;;
     read) copy_exactly "/dev/${3:-vda}" /dev/null "$1" "${2:-65536}" iflag=direct ;;
     flush) dd if=/dev/zero of="/dev/${1:-vda}" bs=512 count=1 conv=notrunc,fsync status=none ;;
@@ -202,6 +220,8 @@ value=$(boot_option acpi); echo "${value:-poweroff}" > /run/acpi
 value=$(boot_option agent); echo "${value:-1}" > /run/agent
 power_button &
 agent &
+value=$(boot_option hostname); [ -n "$value" ] && hostname "$value"
+value=$(boot_option mount); [ -n "$value" ] && mkdir -p /mnt && mount -t iso9660 -o ro "/dev/$value" /mnt
 value=$(boot_option ip); [ -n "$value" ] && set_address "$value"
 value=$(boot_option mem); [ -n "$value" ] && hold_memory "$value"
 value=$(boot_option cpu); [ -n "$value" ] && burn_cpu "$value"

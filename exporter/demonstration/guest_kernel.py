@@ -17,7 +17,8 @@ PACKAGE = "linux-image-cloud-amd64"
 
 # What a guest cannot do without; the rest makes it answer the power button, the agent and a panic.
 REQUIRED_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon")
-OPTIONAL_MODULES = ("virtio_console", "virtio_rng", "evdev", "button", "pvpanic", "pvpanic_mmio", "pvpanic_pci")
+OPTIONAL_MODULES = ("virtio_console", "virtio_rng", "evdev", "button", "pvpanic", "pvpanic_mmio", "pvpanic_pci",
+                    "isofs")
 
 
 class GuestKernel(NamedTuple):

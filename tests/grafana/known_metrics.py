@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from collectors import COLLECTORS
+from collectors.agent import AGENT
 from collectors.fields import Collector
 from collectors.sampling import sampling
 from exporter.archive.metrics import ARCHIVE
@@ -70,4 +71,4 @@ def default_page() -> set[str]:
 
 def known() -> set[str]:
     """Every name that an expression may use."""
-    return names([sampling(COLLECTORS), ARCHIVE, *COLLECTORS]) | CONTROL | PROMETHEUS | PROCESS
+    return names([sampling(COLLECTORS), ARCHIVE, AGENT, *COLLECTORS]) | CONTROL | PROMETHEUS | PROCESS

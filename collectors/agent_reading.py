@@ -1,0 +1,250 @@
+"""Asks guest agents: seldom, within bounds, and never one that has not answered lately.
+
+Measured on libvirt 9.0: an agent that is mute from the start costs 5 s a call (its sync times out); one that falls
+mute later holds its call for ever, and with it the agent job, so that a shutdown by agent waits, too. So libvirt's
+own limit for an agent's answer is set for the time of the reading, and afterwards given back to libvirt's default.
+qemuAgentCommand, which takes a limit, is not used: it taints the domain. Which commands an agent has is learnt from
+what libvirt says of each kind of information.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from xml.etree import ElementTree
+
+import libvirt
+
+from .agent import AGENT
+from .connection import Session
+from .fields import Constant
+from .periodic import RunningDomain, Scope
+from .snapshot import Record, Subject, Value
+
+ANSWER_LIMIT_S = 5
+BACK_OFF_MOST_S = 900.0
+FILESYSTEMS_MOST = 128
+TEXT_MOST = 200
+_CHANNEL = "org.qemu.guest_agent.0"
+_KINDS = (1, 2, 4, 8, 16, 128)  # VIR_DOMAIN_GUEST_INFO_ USERS, OS, TIMEZONE, HOSTNAME, FILESYSTEM, LOAD
+# An agent that lacks a command, and a libvirt that lacks the kind.
+LACKS = (libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, libvirt.VIR_ERR_OPERATION_UNSUPPORTED, libvirt.VIR_ERR_NO_SUPPORT,
+         libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_CONFIG_UNSUPPORTED)
+SILENT = tuple(getattr(libvirt, f"VIR_ERR_AGENT_{name}", -1)  # the last one is of newer versions
+               for name in ("UNRESPONSIVE", "UNSYNCED", "COMMAND_TIMEOUT"))
+# Another agent job (a freeze for a backup) holds the agent; the domain has stopped or gone meanwhile.
+_NOT_NOW = (libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN)
+_INFO_TEXTS = (("hostname", "hostname"), ("timezone", "timezone.name"), ("os_id", "os.id"), ("os_name", "os.name"),
+               ("os_version", "os.version-id"), ("kernel_release", "os.kernel-release"), ("machine", "os.machine"))
+
+
+class _MuteError(Exception):
+    """The agent did not answer within libvirt's limit, and libvirt did not say so."""
+
+
+@dataclass(slots=True)
+class _Agent:
+    """What is known of one running domain's agent."""
+
+    lacks: set[str] = field(default_factory=set)
+    learnt: int | None = None  # the kinds of guest information that it has
+    due_s: float = 0.0
+    silent: int = 0  # times in a row
+    record: Record | None = None
+
+
+class AgentSource:
+    """A periodic Source (see ``periodic``) over a read-write connection; each domain is a part of its own.
+
+    A domain is asked once in ``period_s``; one whose agent does not answer, after two, four, eight periods (15 min at
+    most). ``invalidate``, which an event listener calls, makes it due at once: the agent has come or gone.
+    Thread-safe; the libvirt calls are the lane's.
+    """
+
+    collector = AGENT.name
+    # A late call is left to itself: waiting for another's agent job (30 s) and one answer's limit, with room.
+    deadline_s = 45.0
+
+    def __init__(self, period_s: float = 60.0, clock: Callable[[], float] = time.monotonic,
+                 wall_clock: Callable[[], float] = time.time) -> None:
+        self.period_s = period_s
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._lock = threading.Lock()
+        self._agents: dict[tuple[str, int], _Agent] = {}
+
+    def invalidate(self, uuid: str) -> None:
+        """Ask the domain's agent at the next reading, whatever was known of it. Any thread."""
+        with self._lock:
+            self._agents = {key: agent for key, agent in self._agents.items() if key[0] != uuid}
+
+    def invalidate_all(self) -> None:
+        """The same for every domain. Any thread."""
+        with self._lock:
+            self._agents = {}
+
+    def parts(self, session: Session, _scope: Scope) -> Sequence[RunningDomain]:
+        flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
+        found = [RunningDomain(d.UUIDString(), d.ID(), d.name()) for d in session.connection.listAllDomains(flags)]
+        keys = {(domain.uuid, domain.id) for domain in found}
+        with self._lock:
+            self._agents = {key: agent for key, agent in self._agents.items() if key in keys}
+        return found
+
+    def read(self, session: Session, part: object) -> Iterable[Record]:
+        assert isinstance(part, RunningDomain)
+        with self._lock:
+            agent = self._agents.setdefault((part.uuid, part.id), _Agent())
+        # A reading that an event hastened is for the domains of the event.
+        if self._clock() >= agent.due_s:
+            agent.record = None
+            agent.due_s = self._clock() + 0.9 * self.period_s
+            agent.record = self._asked(session, part, agent)
+        return () if agent.record is None else (agent.record,)
+
+    def _asked(self, session: Session, part: RunningDomain, agent: _Agent) -> Record | None:
+        read_at_s = self._clock()
+        subject = Subject("domain", (part.uuid, part.id), (("domain", part.name),))
+        try:
+            domain = session.connection.lookupByUUIDString(part.uuid)
+            connected = channel_connected(domain.XMLDesc(0))
+            if connected is None:
+                return None
+            stats: dict[str, Value] = {"agent.connected": connected, "agent.up": False}
+            if connected:
+                if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
+                    return Record(subject, self.collector, {"agent.connected": True}, read_at_s)
+                stats.update(self._answers(domain, agent))
+        except _MuteError:
+            return self._silent(agent, subject, read_at_s)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in _NOT_NOW:
+                return None
+            if error.get_error_code() not in SILENT:
+                raise
+            return self._silent(agent, subject, read_at_s)
+        agent.silent = 0
+        return Record(subject, self.collector, numbers(stats), read_at_s, constants(stats))
+
+    def _silent(self, agent: _Agent, subject: Subject, read_at_s: float) -> Record:
+        agent.silent += 1
+        pause_s = min(BACK_OFF_MOST_S, self.period_s * 2 ** min(agent.silent, 20))
+        agent.due_s = self._clock() + max(self.period_s, pause_s)
+        return Record(subject, self.collector, {"agent.connected": True, "agent.up": False}, read_at_s)
+
+    def _answers(self, domain: Any, agent: _Agent) -> dict[str, Value]:
+        with suppress(libvirt.libvirtError, AttributeError):  # libvirt before 5.10
+            domain.agentSetResponseTimeout(ANSWER_LIMIT_S, 0)
+        try:
+            found = self._information(domain, agent)
+            found["agent.up"] = True
+            before_s = self._wall_clock()
+            told = self._had(agent, "time", domain.getTime)
+            if told:
+                # Whatever the way there and back took is shared between both ways.
+                host_s = (before_s + self._wall_clock()) / 2
+                found["time.drift"] = told["seconds"] + told["nseconds"] / 1e9 - host_s
+            vcpus = self._had(agent, "vcpus", domain.guestVcpus)
+            if vcpus:
+                found["vcpus.online"] = count_of_list(str(vcpus.get("online", "")))
+            return found
+        finally:
+            with suppress(libvirt.libvirtError, AttributeError):
+                domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
+
+    def _information(self, domain: Any, agent: _Agent) -> dict[str, Value]:
+        """All that the agent has in one call; kind by kind the first time, and where the one call lacks something."""
+        if agent.learnt:
+            try:
+                return dict(self._in_time(partial(domain.guestInfo, agent.learnt, 0)))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in LACKS:
+                    raise
+        found: dict[str, Value] = {}
+        learnt = 0
+        for kind in _KINDS:
+            answer = self._had(agent, f"kind {kind}", partial(domain.guestInfo, kind, 0))
+            if answer is not None:
+                learnt |= kind
+                found.update(answer)
+        agent.learnt = learnt
+        return found
+
+    def _had(self, agent: _Agent, name: str, call: Callable[[], Any]) -> Any:
+        """The call's answer; None from then on where the agent or libvirt does not have it."""
+        if name in agent.lacks:
+            return None
+        try:
+            return self._in_time(call)
+        except (libvirt.libvirtError, AttributeError) as error:
+            if isinstance(error, libvirt.libvirtError) and error.get_error_code() not in LACKS:
+                raise
+            agent.lacks.add(name)
+            return None
+
+    def _in_time(self, call: Callable[[], Any]) -> Any:
+        """The call's answer. libvirt 9.0 gives an empty one, not an error, where its limit passed."""
+        started_s = self._clock()
+        answer = call()
+        if not answer and self._clock() - started_s >= ANSWER_LIMIT_S:
+            raise _MuteError
+        return answer
+
+
+def channel_connected(xml: str) -> bool | None:
+    """Whether the guest's end of the agent's channel is open; None where the domain has no such channel."""
+    for target in ElementTree.fromstring(xml).iterfind("devices/channel/target"):
+        if target.get("name") == _CHANNEL:
+            return target.get("state") == "connected"
+    return None
+
+
+def count_of_list(text: str) -> int:
+    """How many numbers a list such as ``0-2,4`` names."""
+    count = 0
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        count += int(last or first) - int(first) + 1
+    return count
+
+
+def numbers(told: dict[str, Value]) -> dict[str, Value]:
+    """What the Fields read, filesystems one a mount point: the guest decides what it says, and how much."""
+    found = {key: value for key, value in told.items() if not key.startswith(("fs.", "user.", "os.", "disk.", "if."))}
+    if "user.count" in told:
+        found["user.count"] = told["user.count"]
+    for place, (mountpoint, number) in enumerate(_filesystems(told).items()):
+        found[f"fs.{place}.mountpoint"] = mountpoint
+        for key in ("total-bytes", "used-bytes"):
+            if f"fs.{number}.{key}" in told:
+                found[f"fs.{place}.{key}"] = told[f"fs.{number}.{key}"]
+    return found
+
+
+def constants(told: dict[str, Value]) -> tuple[Constant, ...]:
+    """The constant series: what the guest says it is, and what its filesystems are."""
+    found = []
+    texts = tuple((label, _short(told.get(key, ""))) for label, key in _INFO_TEXTS)
+    if any(text for _, text in texts):
+        found.append(Constant("libvirt_domain_agent_info", texts))
+    for mountpoint, number in _filesystems(told).items():
+        device, kind = (_short(told.get(f"fs.{number}.{key}", "")) for key in ("name", "fstype"))
+        found.append(Constant("libvirt_domain_agent_filesystem_info",
+                              (("mountpoint", mountpoint), ("device", device), ("fstype", kind))))
+    return tuple(found)
+
+
+def _filesystems(told: dict[str, Value]) -> dict[str, int]:
+    """The number of each filesystem under its mount point; of two mounted over each other, the later."""
+    count = told.get("fs.count", 0)
+    most = min(int(count), FILESYSTEMS_MOST) if isinstance(count, int) else 0
+    return {_short(told[key]): number for number in range(most) if (key := f"fs.{number}.mountpoint") in told}
+
+
+def _short(value: Value) -> str:
+    return str(value)[:TEXT_MOST]
