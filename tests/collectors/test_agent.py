@@ -6,6 +6,7 @@ a hostile guest.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import libvirt
@@ -171,7 +172,7 @@ def test_a_mute_agent_is_asked_less_and_less_until_an_event_tells_of_it(
             assert len(domain.asked) == before + 1  # the first silence ends the reading
             times.append(clock.now_s)
         clock.now_s += 10
-    pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+    pauses = [after - before for before, after in itertools.pairwise(times)]
     assert pauses == sorted(pauses)
     assert 100 < pauses[0] < 140
     assert BACK_OFF_MOST_S <= pauses[-1] < BACK_OFF_MOST_S + 20

@@ -106,6 +106,8 @@ def test_the_three_spellings_of_each_setting_agree(tmp_path):
         "control.listen_address": "[::1]:2",
         "control.image_directory": "/i,/j",
             "control.migration_destination": "kvm2=qemu+tls://kvm2.example.org/system",
+        "control.agent.enabled": "true",
+        "control.agent.period": "2m",
         "archive.uri": "mongodb://mongo.example.org/?authSource=admin",
         "archive.database": "fleet",
         "archive.username": "op",
