@@ -73,6 +73,21 @@ def build_checkpoint() -> click.Command:
     return group("checkpoint", "Checkpoints of a guest's disks: list, create, delete.")
 
 
+def build_network() -> click.Command:
+    """`virtgauge network`."""
+    return group("network", "libvirt's virtual networks: list, define, start, stop, leases.")
+
+
+def build_pool() -> click.Command:
+    """`virtgauge pool`."""
+    return group("pool", "Storage pools: list, define, start, stop, refresh.")
+
+
+def build_volume() -> click.Command:
+    """`virtgauge volume`."""
+    return group("volume", "Volumes of a storage pool: list, create, resize, delete.")
+
+
 def build_saved() -> click.Command:
     """`virtgauge saved`."""
     return group("saved", "Look at saved guests, check their images, and restore them.")

@@ -32,7 +32,7 @@ class DiskParameters(Parameters):
     device: Word = Field(description="The disk's target, like vda.")
 
 
-class JobParameters(DiskParameters):
+class BlockJobParameters(DiskParameters):
     bandwidth_bytes_sec: int | None = Field(
         default=None, ge=1, le=1 << 50, description="Copy no faster than this many bytes per second."
     )
@@ -135,13 +135,13 @@ class _RunsJob(_OnDisk[P]):
         call.deadline.wait_for(lambda: not job_of(handle, device))
 
 
-class BlockCommit(_RunsJob[JobParameters]):
+class BlockCommit(_RunsJob[BlockJobParameters]):
     verb = "block-commit"
     summary = "Writes a disk's overlays into its base image and goes on with that, while the guest runs."
-    parameters = JobParameters
+    parameters = BlockJobParameters
     job_types = ("active commit",)
 
-    def plan(self, call: Call, parameters: JobParameters) -> Plan:
+    def plan(self, call: Call, parameters: BlockJobParameters) -> Plan:
         chain = chain_of(call.subject.handle, parameters.device)
         short = len(chain) < 2
         return Plan(
@@ -151,7 +151,7 @@ class BlockCommit(_RunsJob[JobParameters]):
             nothing_to_do=short,
         )
 
-    def start(self, call: Call, parameters: JobParameters) -> None:
+    def start(self, call: Call, parameters: BlockJobParameters) -> None:
         handle = call.subject.handle
         base = _base_index(_disk(handle, call.subject.name, parameters.device), parameters.device)
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
@@ -160,7 +160,7 @@ class BlockCommit(_RunsJob[JobParameters]):
     def ready(self, job: dict[str, JsonValue]) -> bool:
         return job["ready"] is True
 
-    def finish(self, call: Call, parameters: JobParameters) -> None:
+    def finish(self, call: Call, parameters: BlockJobParameters) -> None:
         handle, device = call.subject.handle, parameters.device
 
         def pivoted() -> bool:
@@ -178,7 +178,7 @@ class BlockCommit(_RunsJob[JobParameters]):
         if not call.deadline.within(30).wait_for(pivoted):
             raise TimedOutError("QEMU does not become ready to change over", next_step="ask again, or block-abort")
 
-    def verify(self, call: Call, parameters: JobParameters) -> None:
+    def verify(self, call: Call, parameters: BlockJobParameters) -> None:
         chain, before = chain_of(call.subject.handle, parameters.device), call.details["chain_before"]
         assert isinstance(before, list)
         if chain != before[-1:]:
@@ -186,22 +186,22 @@ class BlockCommit(_RunsJob[JobParameters]):
         call.details["unused_files"] = before[:-1]
 
 
-class BlockPull(_RunsJob[JobParameters]):
+class BlockPull(_RunsJob[BlockJobParameters]):
     verb = "block-pull"
     summary = "Copies what a disk's overlay lacks from its base images, so that it stands alone."
-    parameters = JobParameters
+    parameters = BlockJobParameters
     job_types = ("pull",)
 
-    def plan(self, call: Call, parameters: JobParameters) -> Plan:
+    def plan(self, call: Call, parameters: BlockJobParameters) -> Plan:
         chain = chain_of(call.subject.handle, parameters.device)
         steps = [f"copy what {chain[0]} lacks from {', '.join(chain[1:])}"]
         return Plan(state=self.state(call, parameters), steps=steps, nothing_to_do=len(chain) < 2)
 
-    def start(self, call: Call, parameters: JobParameters) -> None:
+    def start(self, call: Call, parameters: BlockJobParameters) -> None:
         flags = libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES
         call.subject.handle.blockPull(parameters.device, parameters.bandwidth_bytes_sec or 0, flags)
 
-    def verify(self, call: Call, parameters: JobParameters) -> None:
+    def verify(self, call: Call, parameters: BlockJobParameters) -> None:
         chain, before = chain_of(call.subject.handle, parameters.device), call.details["chain_before"]
         assert isinstance(before, list)
         if chain != before[:1]:

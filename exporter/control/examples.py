@@ -45,6 +45,21 @@ EXAMPLES: dict[str, tuple[str | None, dict[str, Any]]] = {
     "snapshot.delete": ("web1", {"name": "before-upgrade"}),
     "checkpoint.create": ("web1", {"name": "monday"}),
     "checkpoint.delete": ("web1", {"name": "monday"}),
+    "network.list": (None, {}),
+    "network.define": (
+        None, {"name": "lab", "address": "192.0.2.1/24", "dhcp_from": "192.0.2.100", "dhcp_to": "192.0.2.199"}
+    ),
+    **{f"network.{verb}": ("lab", {}) for verb in ("show", "xml", "leases", "start", "stop", "autostart", "undefine")},
+    "pool.list": (None, {}),
+    "pool.define": (None, {"name": "images", "folder": "/var/lib/libvirt/images"}),
+    **{
+        f"pool.{verb}": ("images", {})
+        for verb in ("show", "xml", "start", "stop", "refresh", "autostart", "undefine")
+    },
+    "volume.list": (None, {"pool": "images"}),
+    "volume.create": (None, {"pool": "images", "name": "web1-data.qcow2", "capacity_bytes": 10737418240}),
+    "volume.resize": ("web1-data.qcow2", {"pool": "images", "capacity_bytes": 21474836480}),
+    "volume.delete": ("web1-data.qcow2", {"pool": "images"}),
     "domain.rename": ("web1", {"new_name": "www1"}),
     "domain.undefine": ("web1", {"managed_save": True}),
     "domain.shutdown": ("web1", {"acpi_timeout_s": 120}),

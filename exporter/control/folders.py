@@ -56,6 +56,19 @@ class Folders:
 
         Raises InvalidError for a relative path, one outside the folders, a missing or special file.
         """
+        path, mode = self._under_images(text, what)
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise InvalidError(f"{what} {text} is neither a file nor a block device", next_step="choose another")
+        return path
+
+    def image_folder(self, text: str, what: str) -> Path:
+        """An existing folder that is one of `images` or under one, links resolved. Raises InvalidError as `image`."""
+        path, mode = self._under_images(text, what)
+        if not stat.S_ISDIR(mode):
+            raise InvalidError(f"{what} {text} is no folder", next_step="choose another")
+        return path
+
+    def _under_images(self, text: str, what: str) -> tuple[Path, int]:
         allowed = ", ".join(map(str, self.images)) or "none is configured"
         if not os.path.isabs(text) or "\0" in text:
             raise InvalidError(f"{what} {text!r} is not an absolute path", next_step=f"choose one under: {allowed}")
@@ -63,9 +76,6 @@ class Folders:
         if not any(path.is_relative_to(os.path.realpath(folder)) for folder in self.images):
             raise InvalidError(f"{what} {text} is outside the image folders", next_step=f"choose one under: {allowed}")
         try:
-            mode = path.stat().st_mode
+            return path, path.stat().st_mode
         except OSError as error:
             raise InvalidError(f"{what} {text}: {error.strerror}", next_step="check the path") from error
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            raise InvalidError(f"{what} {text} is neither a file nor a block device", next_step="choose another")
-        return path

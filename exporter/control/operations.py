@@ -17,6 +17,8 @@ from exporter.control import (
     lifecycle,
     lookup,
     migration,
+    networks,
+    pools,
     provisioning,
     save_restore,
     snapshots,
@@ -37,6 +39,8 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     *hotplug_size.OPERATIONS,
     *block_jobs.OPERATIONS,
     *snapshots.OPERATIONS,
+    *networks.OPERATIONS,
+    *pools.OPERATIONS,
     *interface_reading.OPERATIONS,
     *interfaces.OPERATIONS,
 )

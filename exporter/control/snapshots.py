@@ -70,7 +70,7 @@ class ListSnapshots(_OfDomain[NoParameters]):
         return {"rows": list(rows)}
 
 
-class CreateParameters(NamedParameters):
+class CreateSnapshotParameters(NamedParameters):
     description: OneLine = Field(default="", description="A text kept with it.")
     kind: Literal["internal", "external"] = Field(
         default="external",
@@ -79,13 +79,13 @@ class CreateParameters(NamedParameters):
     quiesce: bool = Field(default=False, description="The guest agent writes out the file systems and holds them.")
 
 
-class CreateSnapshot(_OfDomain[CreateParameters]):
+class CreateSnapshot(_OfDomain[CreateSnapshotParameters]):
     verb = "create"
     summary = "Takes a snapshot of a domain's disks, or of disks and memory."
-    parameters = CreateParameters
+    parameters = CreateSnapshotParameters
     long_running = True
 
-    def check(self, call: Call, parameters: CreateParameters) -> None:
+    def check(self, call: Call, parameters: CreateSnapshotParameters) -> None:
         handle, name = call.subject.handle, call.subject.name
         if parameters.name in _names(handle):
             raise RefusedError(f"domain {name} has a snapshot {parameters.name} already", next_step="choose another")
@@ -106,7 +106,7 @@ class CreateSnapshot(_OfDomain[CreateParameters]):
                 if overlay.exists():
                     raise RefusedError(f"{overlay} exists already", next_step="choose another name")
 
-    def plan(self, call: Call, parameters: CreateParameters) -> Plan:
+    def plan(self, call: Call, parameters: CreateSnapshotParameters) -> Plan:
         steps = [f"take the {parameters.kind} snapshot {parameters.name}"]
         if parameters.kind == "external":
             steps += [
@@ -115,7 +115,7 @@ class CreateSnapshot(_OfDomain[CreateParameters]):
             ]
         return Plan(state=self.state(call, parameters), steps=steps)
 
-    def act(self, call: Call, parameters: CreateParameters) -> None:
+    def act(self, call: Call, parameters: CreateSnapshotParameters) -> None:
         handle = call.subject.handle
         call.progress(Progress("taking it"))
         flags = 0
@@ -130,25 +130,25 @@ class CreateSnapshot(_OfDomain[CreateParameters]):
         others = [target for target in _targets(handle) if target not in disks] if disks else []
         handle.snapshotCreateXML(snapshot_xml(parameters.name, parameters.description, disks, others), flags)
 
-    def verify(self, call: Call, parameters: CreateParameters) -> None:
+    def verify(self, call: Call, parameters: CreateSnapshotParameters) -> None:
         if parameters.name not in _names(call.subject.handle):
             raise ControlError("libvirt reported success, but the snapshot is not there", next_step="see its log")
 
 
-class RevertParameters(NamedParameters):
+class RevertSnapshotParameters(NamedParameters):
     then: Literal["as_it_was", "running", "paused"] = Field(
         default="as_it_was", description="Whether the guest runs afterwards."
     )
 
 
-class RevertSnapshot(_OfDomain[RevertParameters]):
+class RevertSnapshot(_OfDomain[RevertSnapshotParameters]):
     verb = "revert"
     summary = "Takes a domain back to a snapshot; what has happened since is lost."
-    parameters = RevertParameters
+    parameters = RevertSnapshotParameters
     destructive = True
     long_running = True
 
-    def check(self, call: Call, parameters: RevertParameters) -> None:
+    def check(self, call: Call, parameters: RevertSnapshotParameters) -> None:
         row = _row(_snapshot(call, parameters.name))
         if row["kind"] == "external" and call.session.connection.getLibVersion() < _REVERTS_EXTERNAL:
             raise UnsupportedError(
@@ -156,12 +156,12 @@ class RevertSnapshot(_OfDomain[RevertParameters]):
                 next_step="that needs libvirt 9.9; stop the guest and define it with the snapshot's first image",
             )
 
-    def plan(self, call: Call, parameters: RevertParameters) -> Plan:
+    def plan(self, call: Call, parameters: RevertSnapshotParameters) -> Plan:
         lost = ["what its disks got since"]
         lost += ["the running guest's memory"] if call.subject.handle.isActive() else []
         return Plan(state=self.state(call, parameters), steps=[f"revert to {parameters.name}"], lost=lost)
 
-    def act(self, call: Call, parameters: RevertParameters) -> None:
+    def act(self, call: Call, parameters: RevertSnapshotParameters) -> None:
         flags = {
             "as_it_was": 0, "running": libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING,
             "paused": libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED,
@@ -169,38 +169,38 @@ class RevertSnapshot(_OfDomain[RevertParameters]):
         call.progress(Progress("reverting"))
         call.subject.handle.revertToSnapshot(_snapshot(call, parameters.name), flags)
 
-    def verify(self, call: Call, parameters: RevertParameters) -> None:
+    def verify(self, call: Call, parameters: RevertSnapshotParameters) -> None:
         handle = call.subject.handle
         if parameters.then != "as_it_was" and not is_state(handle, parameters.then, "blocked"):
             raise ControlError(f"the domain is {live_state(handle)} after the revert", next_step="see 'domain show'")
 
 
-class DeleteParameters(NamedParameters):
+class DeleteSnapshotParameters(NamedParameters):
     children: bool = Field(default=False, description="Those taken after it too; they are kept without this.")
     metadata_only: bool = Field(default=False, description="Only forget it; its data stays in the images.")
 
 
-class DeleteSnapshot(_OfDomain[DeleteParameters]):
+class DeleteSnapshot(_OfDomain[DeleteSnapshotParameters]):
     verb = "delete"
     summary = "Deletes a snapshot: the guest stays as it is, the way back is lost."
-    parameters = DeleteParameters
+    parameters = DeleteSnapshotParameters
     destructive = True
     long_running = True
 
-    def plan(self, call: Call, parameters: DeleteParameters) -> Plan:
+    def plan(self, call: Call, parameters: DeleteSnapshotParameters) -> Plan:
         there = parameters.name in _names(call.subject.handle)
         lost = [f"the state kept in {parameters.name}" + (" and those after it" if parameters.children else "")]
         return Plan(
             state=self.state(call, parameters), steps=["delete it"], lost=lost if there else [], nothing_to_do=not there
         )
 
-    def act(self, call: Call, parameters: DeleteParameters) -> None:
+    def act(self, call: Call, parameters: DeleteSnapshotParameters) -> None:
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN if parameters.children else 0
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY if parameters.metadata_only else 0
         call.progress(Progress("deleting"))
         _snapshot(call, parameters.name).delete(flags)
 
-    def verify(self, call: Call, parameters: DeleteParameters) -> None:
+    def verify(self, call: Call, parameters: DeleteSnapshotParameters) -> None:
         if parameters.name in _names(call.subject.handle):
             raise ControlError("libvirt reported success, but the snapshot is there", next_step="see libvirtd's log")
 

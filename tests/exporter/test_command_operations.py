@@ -58,6 +58,12 @@ def test_no_two_operations_have_one_name():
     assert len({operation.name for operation in OPERATIONS}) == len(OPERATIONS)
 
 
+def test_no_two_parameter_models_have_one_name():
+    """The API's document names their schemas so."""
+    models = {operation.parameters for operation in OPERATIONS if not operation.reads}
+    assert len({model.__name__ for model in models}) == len(models)
+
+
 def test_a_list_as_table_json_and_yaml(virtgauge):
     status, out, err = virtgauge("interface", "list")
     assert (status, err) == (0, "")
