@@ -36,7 +36,7 @@ function withoutRequired(value) {
 // What data sources and variable editors keep beside the common keys: Prometheus's and Infinity's annotations have
 // their queries there, and a query variable the text that its editor shows.
 const OWN = {
-  annotation: ['expr', 'step', 'titleFormat', 'textFormat', 'tagKeys', 'useValueForTime'],
+  annotation: ['expr', 'step', 'titleFormat', 'textFormat', 'tagKeys', 'useValueForTime', 'target'],
   variable: ['definition'],
 };
 

@@ -7,6 +7,8 @@ import time
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from tests.control_service import ControlService
 
+PAUSE_S = 12
+
 
 def arrange(hosts: dict[str, PrivateHypervisor]) -> None:
     """At the start: a squeezed balloon, and a guest that starts with its host and is off."""
@@ -26,7 +28,7 @@ def operate(control: ControlService, seconds: float) -> None:
     while (left := end_s - time.monotonic()) > 0:
         for verb, guest, body in plan(turn):
             control.ask("POST", f"/api/v1/domains/{guest}/{verb}", body)
-            time.sleep(min(20, max(0, left / 10)))
+            time.sleep(min(PAUSE_S, max(0.0, left)))
         turn += 1
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from grafana.source import infinity
 from grafana.source.fleet import ALERTS, EVENTS, STARTS
 from grafana.source.grid import ALARM, Dashboard, Query, Row, graph, listing, number, timeline, upper
+from grafana.source.infinity import Past, history
 from grafana.source.states import STATE, STATE_WORDS
 
 DEVICE = "{{target_device}}"
 
 DOMAIN = Dashboard(
     uid="virtgauge-domain", title="virtgauge / Domain", domains="one", annotations=(ALERTS, STARTS, EVENTS),
+    more_annotations=(infinity.acts(),), more_variables=(infinity.variable("archive"), infinity.variable("control")),
     description="Why is this guest slow, and what happened to it? Its state, CPUs, memory, disks and interfaces in the "
                 "order in which work flows through them.",
     rows=(
@@ -28,7 +31,7 @@ DOMAIN = Dashboard(
                    "max(libvirt_domain_monitor_busy_seconds{@domain})", steps=ALARM),
         )),
         Row("What happened", (
-            timeline("State", "The guest's state over time; the marks are starts and alerts.",
+            timeline("State over time", "The guest's state over time; the marks are starts and alerts.",
                      Query(STATE, "{{domain}}"), words=STATE_WORDS, width=12, height=5),
             timeline("State and its reason", "Each pair of state and reason that there was: 'paused: io_error' is a "
                      "guest whose storage failed, 'paused: user' one that somebody paused.",
@@ -130,7 +133,7 @@ DOMAIN = Dashboard(
                   empty="Guest never reported"),
         )),
         Row("Disks", (
-            graph("Throughput", "Bytes a second read (up) and written (down), each disk; dashed lines are limits set.",
+            graph("Disk throughput", "Bytes a second read (up) and written (down), each disk; dashed lines are limits set.",
                   "binBps",
                   Query("max by (target_device) (libvirt_domain_block_read_bytes_per_second{@domain})",
                         f"{DEVICE} read"),
@@ -195,7 +198,7 @@ DOMAIN = Dashboard(
                     empty="No disk"),
         )),
         Row("Network", (
-            graph("Throughput", "Bytes a second received (up) and sent (down), as the guest sees it; dashed lines are "
+            graph("Network throughput", "Bytes a second received (up) and sent (down), as the guest sees it; dashed lines are "
                   "limits set.", "binBps",
                   Query("max by (target_device) (libvirt_domain_interface_receive_bytes_per_second{@domain})",
                         f"{DEVICE} received"),
@@ -227,6 +230,26 @@ DOMAIN = Dashboard(
                     labels={"target_device": "Interface", "mac": "MAC", "model": "Model", "type": "Type",
                             "source_bridge": "Bridge", "mtu": "MTU"}, width=12, height=8, empty="No interface"),
         )),
+        Row("Long ago, from the archive", (
+            history("CPU in the archive", "Share of all vCPUs, as far back as the archive goes: the mean of each point, "
+                    "and its highest single sample dashed.", "percentunit", Past("cpu.usage_ratio", "use"), ratio=True),
+            history("Steal in the archive", "Share of time that each vCPU was ready and had no pCPU.", "percentunit",
+                    Past("vcpu.steal_ratio", "vCPU")),
+            history("Memory in the archive", "What the guest said it used, and what it cost the host.", "bytes",
+                    Past("memory.rss_bytes", "resident"), Past("memory.usage_bytes", "assigned")),
+            history("Memory used in the archive", "Share of its memory that the guest said it used.", "percentunit",
+                    Past("memory.used_ratio", "used"), ratio=True),
+            history("Disks in the archive", "Bytes a second read (up) and written (down).", "binBps",
+                    Past("block.read_bytes_per_second", "read"), Past("block.write_bytes_per_second", "written"),
+                    below="written.*"),
+            history("Latency in the archive", "Mean seconds a write and a flush took.", "s",
+                    Past("block.write_latency_seconds", "write"), Past("block.flush_latency_seconds", "flush")),
+            history("Network in the archive", "Bytes a second received (up) and sent (down).", "binBps",
+                    Past("interface.receive_bytes_per_second", "received"),
+                    Past("interface.transmit_bytes_per_second", "sent"), below="sent.*"),
+            history("Images in the archive", "What each disk's image took on the host.", "bytes",
+                    Past("block.physicalsize_bytes", "on the host")),
+        ), collapsed=True),
         Row("What it is", (
             listing("Guest", "What the guest is and who owns it.",
                     Query("max by (domain, uuid, title, type, os_type, arch, machine, project_name, user_name, flavor, "

@@ -49,14 +49,14 @@ FLEET = Dashboard(
                    steps=upper(1)),
         )),
         Row("Hosts", (
-            listing("Hosts", "One line a host. Steal is the worst of all its vCPUs; assigned memory is what balloons "
+            listing("All hosts", "One line a host. Steal is the worst of all its vCPUs; assigned memory is what balloons "
                     "leave to guests now.",
                     Query("max by (instance) (libvirt_up{@host})", "libvirt"),
                     Query('sum by (instance) (libvirt_domains{@host,state="running"})', "Running"),
                     Query("sum by (instance) (libvirt_domain_info_virtual_cpus{@host})", "vCPUs"),
                     Query("sum by (instance) (libvirt_domain_cpu_usage_cores{@host})", "pCPUs in use"),
                     Query("max by (instance) (libvirt_domain_vcpu_steal_ratio{@host})", "Worst steal", "percentunit",
-                          gauge=True),
+                          gauge=True, steps=upper(0.1, 0.3)),
                     Query("sum by (instance) (libvirt_domain_info_memory_usage_bytes{@host})", "Assigned memory",
                           "bytes"),
                     Query("sum by (instance) (libvirt_domain_memory_stats_rss_bytes{@host})", "Resident memory", "bytes"),
@@ -111,7 +111,7 @@ FLEET = Dashboard(
                     labels={**GUEST, "title": "Title", "project_name": "Project", "flavor": "Flavour", "type": "Type",
                             "machine": "Machine", "uuid": "UUID"},
                     links={"domain": guest_link("data.fields"), "instance": host_link("data.fields")}, width=16),
-            listing("Alerts firing", "What fires now; the runbook of an alert is grafana/alerts/runbooks/ALERTNAME.md.",
+            listing("Alerts that fire", "What fires now; the runbook of an alert is grafana/alerts/runbooks/ALERTNAME.md.",
                     Query("max by (alertname, severity, instance, domain, target_device, pool) "
                           '(ALERTS{@host,alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"})'),
                     labels={"alertname": "Alert", "severity": "Severity", **GUEST, "target_device": "Device",

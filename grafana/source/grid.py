@@ -55,6 +55,8 @@ class Query:
     legend: str = ""
     unit: str = ""
     gauge: bool = False
+    steps: Steps = ((None, GREEN), (0.8, ORANGE), (0.95, RED))  # of the gauge
+    narrow: bool = False
     slow: bool = False
 
 
@@ -100,6 +102,8 @@ class Dashboard:
     source: str = "libvirt_up"
     domains: str = ""  # "", "many" or "one": how many guests the variable `domain` takes
     annotations: Sequence[Annotation] = field(default_factory=tuple)
+    more_annotations: Sequence[Any] = field(default_factory=tuple)  # built ones, of other data sources
+    more_variables: Sequence[Any] = field(default_factory=tuple)
     span: str = "now-6h"
 
 
@@ -124,9 +128,14 @@ def host_link(where: str = "field.labels") -> str:
 def graph(title: str, description: str, unit: str, *queries: Query, width: int = 12, height: int = 8,
           steps: Steps = (), stacked: bool = False, link: str = "", ratio: bool = False, below: str = "",
           empty: str = "No data", calcs: Sequence[str] = ("mean", "max", "lastNotNull"), decimals: int | None = None,
-          dashed: str = "") -> Panel:
-    """Lines over time. `below` is a pattern of series drawn downwards, `dashed` of limits and comparisons."""
+          dashed: str = "", always: str = "") -> Panel:
+    """Lines over time. `below` is a pattern of series drawn downwards, `dashed` of limits and comparisons.
+
+    `always` is a span like `1y` that is shown whatever the dashboard's time is.
+    """
     made = timeseries.Panel()
+    if always:
+        made.time_from(always)
     _describe(made, title, description, unit, empty, steps or NEUTRAL)
     # Sorted, since only the first few lines of a legend are seen.
     made.legend(common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.TABLE)
@@ -251,6 +260,8 @@ def dashboard_json(dashboard: Dashboard) -> str:
               .as_dropdown(True))
     for annotation in dashboard.annotations:
         made.annotation(_annotation(annotation))
+    for other in dashboard.more_annotations:
+        made.annotation(other)
     document = json.loads(json.dumps(made.build(), cls=JSONEncoder))
     document["panels"] = _laid_out(dashboard.rows)
     return encoded(document)
@@ -274,7 +285,7 @@ def _variables(dashboard: Dashboard) -> list[Any]:
         if dashboard.domains == "many":
             made.multi(True).include_all(True).all_value(".+").current(_everything())
         found.append(made)
-    return found
+    return [*found, *dashboard.more_variables]
 
 
 def _query_variable(name: str, label: str, query: str) -> Any:
@@ -342,12 +353,13 @@ def _link(made: Any, address: str) -> None:
 
 def _column(query: Query) -> list[models.DynamicConfigValue]:
     found = [models.DynamicConfigValue("unit", query.unit or "short")]
+    if query.narrow:
+        found.append(models.DynamicConfigValue("custom.width", NARROW))
     if query.gauge:
         found += [models.DynamicConfigValue("custom.cellOptions", {"type": "gauge", "mode": "basic"}),
                   models.DynamicConfigValue("min", 0), models.DynamicConfigValue("max", 1),
                   models.DynamicConfigValue("thresholds", {"mode": "absolute", "steps": [
-                      {"value": None, "color": GREEN}, {"value": 0.8, "color": ORANGE},
-                      {"value": 0.95, "color": RED}]})]
+                      {"value": value, "color": colour} for value, colour in query.steps]})]
     return found
 
 

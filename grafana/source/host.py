@@ -47,7 +47,7 @@ HOST = Dashboard(
                     Query("max by (instance, domain) (libvirt_domain_cpu_usage_ratio{@domain})", "Of its vCPUs",
                           "percentunit", gauge=True),
                     Query("max by (instance, domain) (libvirt_domain_vcpu_steal_ratio{@domain})", "Worst steal",
-                          "percentunit"),
+                          "percentunit", gauge=True, steps=upper(0.1, 0.3)),
                     Query("max by (instance, domain) (libvirt_domain_memory_used_ratio{@domain})", "Memory used",
                           "percentunit", gauge=True),
                     Query("max by (instance, domain) (libvirt_domain_memory_stats_rss_bytes{@domain})", "Resident",

@@ -34,17 +34,17 @@ STORAGE = Dashboard(
             graph("Pools", "Share of each storage pool that is taken.", "percentunit",
                   Query("max by (instance, pool) (libvirt_pool_info_allocation_bytes{@host} / "
                         "(libvirt_pool_info_capacity_bytes{@host} > 0))", "{{pool}} on {{instance}}"),
-                  steps=upper(0.85, 0.95), ratio=True, empty="No storage pool"),
+                  steps=upper(0.85, 0.95), ratio=True, width=8, empty="No storage pool"),
             listing("Pools now", "State, size and room of each pool as of its last refresh, and when it is full at the "
                     "pace of the last six hours.",
                     Query("max by (instance, pool) (libvirt_pool_info_capacity_bytes{@host})", "Capacity", "bytes"),
                     Query("max by (instance, pool) (libvirt_pool_info_available_bytes{@host})", "Free", "bytes"),
                     Query("max by (instance, pool) (libvirt_pool_info_available_bytes{@host} / "
                           "(deriv(libvirt_pool_info_allocation_bytes{@host}[6h]) > 0))", "Full in", "s"),
-                    Query("max by (instance, pool) (libvirt_pool_volumes{@host})", "Volumes"),
-                    Query('max by (instance, pool) (libvirt_pool_state{@host,state="running"})', "Running"),
-                    Query("max by (instance, pool) (libvirt_pool_autostart{@host})", "Autostart"),
-                    labels={"pool": "Pool", "instance": "Host"}, width=12, height=8, empty="No storage pool"),
+                    Query("max by (instance, pool) (libvirt_pool_volumes{@host})", "Volumes", narrow=True),
+                    Query('max by (instance, pool) (libvirt_pool_state{@host,state="running"})', "Running", narrow=True),
+                    Query("max by (instance, pool) (libvirt_pool_autostart{@host})", "Autostart", narrow=True),
+                    labels={"pool": "Pool", "instance": "Host"}, width=16, height=8, empty="No storage pool"),
             listing("Snapshots", "Guests with snapshots: how many, and since when. Old ones are often forgotten.",
                     Query("max by (instance, domain) (libvirt_domain_snapshots{@domain})", "Snapshots"),
                     Query("max by (instance, domain) (time() - "
@@ -108,16 +108,27 @@ STORAGE = Dashboard(
                         "(libvirt_domain_block_stats_limit_read_requests{@domain} > 0)))", f"{DISK} read"),
                   steps=upper(0.9), ratio=True, link=guest_link(), empty="No disk has a limit of requests"),
         )),
+        Row("A year", (
+            graph("Images in a year", "What images take on the host, the largest ten. Prometheus answers from the archive "
+                  "where its own retention ends, if it reads it (examples/prometheus.yml).", "bytes",
+                  Query("topk(10, max by (instance, domain, target_device) "
+                        "(libvirt_domain_block_stats_physicalsize_bytes{@domain}))", DISK), always="1y",
+                  link=guest_link(), empty="No disk"),
+            graph("Memory in a year", "Memory assigned to all guests, and what their processes really took; both "
+                  "as far back as Prometheus or the archive goes.", "bytes",
+                  Query("sum(libvirt_domain_info_memory_usage_bytes{@domain})", "assigned"),
+                  Query("sum(libvirt_domain_memory_stats_rss_bytes{@domain})", "resident"), always="1y"),
+        ), collapsed=True),
         Row("Right-sizing", (
             listing("More vCPUs than used", "vCPUs of each guest against the pCPUs it needed 95 % of the last week, and "
                     "at most. A guest far below could do with fewer; beside high steal it should.",
-                    Query("max by (instance, domain) (libvirt_domain_info_virtual_cpus{@domain})", "vCPUs"),
+                    Query("max by (instance, domain) (libvirt_domain_info_virtual_cpus{@domain})", "vCPUs", narrow=True),
                     Query("max by (instance, domain) (quantile_over_time(0.95, "
-                          "libvirt_domain_cpu_usage_cores{@domain}[1w]))", "pCPUs, 95 % of the week"),
+                          "libvirt_domain_cpu_usage_cores{@domain}[1w]))", "pCPUs, 95 %"),
                     Query("max by (instance, domain) (max_over_time("
-                          "libvirt_domain_cpu_usage_cores{@domain}[1w]))", "pCPUs at most"),
+                          "libvirt_domain_cpu_usage_cores{@domain}[1w]))", "At most", narrow=True),
                     Query("max by (instance, domain) (quantile_over_time(0.95, "
-                          "libvirt_domain_cpu_usage_ratio{@domain}[1w]))", "Used, 95 % of the week", "percentunit",
+                          "libvirt_domain_cpu_usage_ratio{@domain}[1w]))", "Used, 95 %", "percentunit",
                           gauge=True),
                     labels={"domain": "Guest", "instance": "Host"}, links={"domain": guest_link("data.fields")},
                     sort="vCPUs", width=12, empty="No guest"),

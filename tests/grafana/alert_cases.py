@@ -125,6 +125,7 @@ CASES: dict[str, Case] = {
         {f"libvirt_domain_block_job_current_bytes{{{DISK}}}": 100,
          f"libvirt_domain_block_job_end_bytes{{{DISK}}}": 100}),
     "LibvirtSnapshotOld": level("libvirt_domain_snapshot_oldest_timestamp_seconds", -1e6, -1e5, minutes=180),
+    "LibvirtDomainChainDeep": level("libvirt_domain_block_backing_images", 12, 2, DISK, minutes=180),
     "LibvirtSnapshotsMany": level("libvirt_domain_snapshots", 12, 3, minutes=180),
     "LibvirtGuestAgentUnreachable": Case(
         {f'libvirt_domain_sample_incomplete_reason{{{GUEST},reason="agent"}}': 1},

@@ -47,7 +47,15 @@ def panels(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def targets(file: Path) -> list[Target]:
-    return [Target(file, panel, target) for panel in panels(dashboard(file)) for target in panel["targets"]]
+    """The queries to Prometheus."""
+    return [Target(file, panel, target) for panel in panels(dashboard(file)) for target in panel["targets"]
+            if "expr" in target]
+
+
+def infinity_targets(file: Path) -> list[Target]:
+    """The queries through Infinity: the archive's history."""
+    return [Target(file, panel, target) for panel in panels(dashboard(file)) for target in panel["targets"]
+            if "expr" not in target]
 
 
 def all_targets() -> list[Target]:

@@ -153,6 +153,8 @@ def cases_of(name: str, case: Case) -> list[dict[str, Any]]:
         burst = {series: "0x30 1+0x90" for series in case.bad}
         found.append(one_test(case, burst, name, "34m", fired))
         found.append(one_test(case, burst, name, "110m", []))
+        begins = {series: "_x30 1+0x90" for series in case.bad}  # a counter that begins with its first event
+        found.append(one_test(case, begins, name, "34m", fired))
     else:  # two bad minutes in every ten never last
         found.append(one_test(case, {series: flap(bad, good, case.minutes) for series, (bad, good) in flaps.items()},
                               name, end, []))

@@ -45,8 +45,10 @@ async function panels(dashboard) {
       return { panel };
     }
     try {
-      const answers = await Promise.all(panel.targets.map(
-        (target) => ask(target, scene, panel.targets.length === 1)));
+      // What Infinity asks is in collapsed rows, and there is no archive behind the page.
+      const asked = panel.targets.filter(({ expr }) => expr);
+      const answers = await Promise.all(asked.map(
+        (target) => ask(target, scene, asked.length === 1)));
       return { panel, frames: await dressed(panel, answers.flat(), theme) };
     } catch (error) {
       console.error(`${panel.title}: ${error}`);
@@ -77,7 +79,7 @@ function Box({ panel, frames, error, column }) {
 function Page({ dashboard, content }) {
   const column = (innerWidth - 2 * 16 + GAP) / COLUMNS;
   const rows = Math.max(...content.map(({ panel }) => panel.gridPos.y + panel.gridPos.h));
-  const chosen = dashboard.templating.list.filter(({ name }) => name !== 'datasource').map(({ name, label }) => (
+  const chosen = dashboard.templating.list.filter(({ type }) => type === 'query').map(({ name, label }) => (
     <span key={name}><b>{label}</b>{scene[name] && scene[name] !== '.+' ? scene[name] : 'All'}</span>));
   return (
     <main>

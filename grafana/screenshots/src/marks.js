@@ -33,7 +33,7 @@ export async function marks(dashboard, scene, theme) {
 async function times(annotation, scene) {
   const frames = await ask({ refId: 'A', expr: annotation.expr }, scene);
   return frames.flatMap(({ fields: [time, value] }) => (annotation.useValueForTime
-    ? [...new Set(value.values)]
-    : time.values.filter((at, index) => index === 0 || at - time.values[index - 1] > scene.stepS * 1500)
+    ? [...new Set(value.values.filter((at) => at !== null))]
+    : time.values.filter((_, index) => value.values[index] !== null && (value.values[index - 1] ?? null) === null)
   ).map((at) => ({ time: at, colour: annotation.iconColor })));
 }

@@ -1,0 +1,49 @@
+"""The queries to the archive and to the audit trail: their fields, columns and parameters exist."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+from collectors import COLLECTORS
+from exporter import history_api
+from exporter.archive.history_fields import ALIASES, HistoryFields
+from exporter.control import audit_api
+from tests.grafana.expressions import FILES, dashboard, infinity_targets
+from tests.samples import REPOSITORY
+
+TARGETS = [target for file in FILES for target in infinity_targets(file)]
+UNITS = {"ratio": "percentunit", "B": "bytes", "B/s": "binBps", "s": "s"}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_a_query_asks_for_what_the_archive_has_in_its_unit(target) -> None:
+    fields = HistoryFields(COLLECTORS)
+    asked = {one["key"]: one["value"] for one in target.target["url_options"]["params"]}
+    assert set(asked) <= set(history_api._PARAMETERS)
+    (field,) = fields.all_named((asked["field"],))
+    assert field.name == asked["field"], f"a name of the archive's own, none of {set(ALIASES)}"
+    assert target.panel["fieldConfig"]["defaults"]["unit"] == UNITS[field.unit]
+    assert target.target["url"] == history_api.QUERY_PATH
+    assert {one["selector"] for one in target.target["columns"]} <= {"time", "device", "min", "avg", "max"}
+
+
+def test_there_are_such_queries_and_their_data_sources_are_provisioned() -> None:
+    assert len(TARGETS) > 8
+    provisioned = (REPOSITORY / "grafana" / "provisioning" / "datasources" / "virtgauge.yml").read_text()
+    kinds = set(re.findall(r"type: (\S+)", provisioned))
+    for file in FILES:
+        for variable in dashboard(file)["templating"]["list"]:
+            assert variable["type"] != "datasource" or variable["query"] in kinds
+
+
+def test_the_acts_of_control_are_asked_as_their_api_answers() -> None:
+    (domain,) = (file for file in FILES if file.stem == "virtgauge-domain")
+    (acts,) = (one for one in dashboard(domain)["annotations"]["list"] if "target" in one)
+    assert acts["target"]["url"] == "/api/v1/annotations"
+    row = next(audit_api.annotations_of([{"event": "begin", "sequence": 1, "time": "2026-11-22T10:00:00Z"}]))
+    assert {one["selector"] for one in acts["target"]["columns"]} <= set(row)
+    known = set(re.findall(r'query\.get\("(\w+)"', inspect.getsource(audit_api)))
+    assert {one["key"] for one in acts["target"]["url_options"]["params"]} <= known
