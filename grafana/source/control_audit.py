@@ -62,4 +62,21 @@ CONTROL = Dashboard(
                     labels={"instance": "Host", "operation": "Operation", "outcome": "Outcome"}, sort="Runs",
                     empty="No operation yet"),
         )),
+        Row("Inside the guests, by their agents", (
+            listing("Filesystems inside guests", "What the agents tell of each filesystem, the fullest first.",
+                    Query("max by (domain, mountpoint) (libvirt_domain_agent_filesystem_used_bytes{@host} / "
+                          "(libvirt_domain_agent_filesystem_size_bytes{@host} > 0))", "Used", "percentunit",
+                          gauge=True),
+                    Query("max by (domain, mountpoint) (libvirt_domain_agent_filesystem_size_bytes{@host})", "Size",
+                          "bytes"),
+                    labels={"domain": "Guest", "mountpoint": "Mounted at"}, sort="Used", width=12,
+                    empty="No agent is asked (control.agent.enabled)"),
+            listing("Agents", "Whether each guest's agent is there and answers, and how far its clock is off.",
+                    Query("max by (domain) (libvirt_domain_agent_connected{@host})", "There", narrow=True),
+                    Query("max by (domain) (libvirt_domain_agent_up{@host})", "Answers", narrow=True),
+                    Query("max by (domain) (libvirt_domain_agent_users{@host})", "Users", narrow=True),
+                    Query("max by (domain) (libvirt_domain_agent_load5{@host})", "Load", narrow=True),
+                    Query("max by (domain) (libvirt_domain_agent_time_drift_seconds{@host})", "Clock off", "s"),
+                    labels={"domain": "Guest"}, width=12, empty="No agent is asked (control.agent.enabled)"),
+        ), collapsed=True),
     ))

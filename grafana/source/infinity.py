@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.runtime import UnknownDataquery
+from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import common as kinds
 
 from grafana.source.grid import Panel, graph
@@ -32,7 +34,7 @@ class Past:
     name: str
 
 
-class _Query:
+class _Query(Builder[Dataquery]):
     """A query of Infinity, as the SDK's panels and annotations take one; the SDK has no builder for it."""
 
     def __init__(self, ref_id: str, source: kinds.DataSourceRef, path: str, asked: dict[str, str],

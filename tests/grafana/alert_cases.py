@@ -6,9 +6,10 @@ A value is a number (constant) or Grows (a counter).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GUEST = 'domain="web1"'
+MOUNT = f'{GUEST},mountpoint="/var"'
 DISK = 'domain="web1",target_device="vda"'
 
 
@@ -130,6 +131,12 @@ CASES: dict[str, Case] = {
     "LibvirtGuestAgentUnreachable": Case(
         {f'libvirt_domain_sample_incomplete_reason{{{GUEST},reason="agent"}}': 1},
         {f'libvirt_domain_sample_incomplete_reason{{{GUEST},reason="job"}}': 1}),
+    "LibvirtGuestAgentSilent": replace(level("libvirt_domain_agent_up", 0, 1), job="virtgauge-control"),
+    "LibvirtGuestFilesystemFilling": Case(
+        {f"libvirt_domain_agent_filesystem_used_bytes{{{MOUNT}}}": 95,
+         f"libvirt_domain_agent_filesystem_size_bytes{{{MOUNT}}}": 100},
+        {f"libvirt_domain_agent_filesystem_used_bytes{{{MOUNT}}}": 60,
+         f"libvirt_domain_agent_filesystem_size_bytes{{{MOUNT}}}": 100}, job="virtgauge-control"),
     "LibvirtHostMemoryLow": Case({"libvirt_node_memory_available_bytes": 3, "libvirt_node_memory_total_bytes": 100},
                                  {"libvirt_node_memory_available_bytes": 30, "libvirt_node_memory_total_bytes": 100}),
     "LibvirtHostMemoryOvercommitted": Case(

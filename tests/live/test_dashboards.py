@@ -62,6 +62,7 @@ EMPTY_HERE = {
 }
 ELSEWHERE = {
     "virtgauge_control_": "served by virtgauge control serve, which has live tests of its own",
+    "libvirt_domain_agent_": "served by virtgauge control serve, too",
     "virtgauge_archive_": "the archive is off here",
 }
 @pytest.fixture(scope="module")
