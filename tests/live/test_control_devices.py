@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +22,7 @@ from exporter.demonstration.guest_image import GuestImage
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from exporter.demonstration.private_namespaces import BRIDGE
 from tests.live.conftest import new_guest
-from tests.live.operating import Operator, eventually
+from tests.live.operating import OPERATIONS, Operator, eventually
 from tests.live.scraping import Scraper
 from tests.live.sector_guests import define, saying
 from tests.live.servers import exporter_server
@@ -284,6 +288,62 @@ def test_a_guest_that_ignores_an_unplug(operator: Operator, hypervisor: PrivateH
     finally:
         operator("domain.destroy", "ignorant")
         operator("domain.undefine", "ignorant")
+
+
+def test_killed_in_the_middle_of_hot_plug(operator: Operator, hypervisor: PrivateHypervisor) -> None:
+    """kill -9 while libvirt waits for QEMU, and while the guest is waited for: told at the next start, with undo."""
+    define(hypervisor, "victim", saying("UP"))
+    image = hypervisor.folder / "images" / "plugged.raw"
+    image.write_bytes(bytes(1 << 20))
+    operator("domain.start", "victim")
+    qemu = hypervisor.qemu_pid("victim")
+    try:
+        os.kill(qemu, signal.SIGSTOP)
+        killed(operator, "domain.attach-disk", f"{{'file': '{image}', 'apply_to': 'live'}}")
+        os.kill(qemu, signal.SIGCONT)
+        eventually(lambda: operator("domain.show", "victim").details["job"] == "none", "the end of libvirt's job")
+        (told,) = operator.executor.explain_left_open(OPERATIONS)
+        assert "interrupted; the running guest has" in str(told["outcome"])
+        assert '"operation": "domain.detach-disk"' in str(told["outcome"])
+        assert operator.state("victim") == "running"
+
+        operator("domain.attach-disk", "victim", file=str(image))
+        killed(operator, "domain.detach-disk", "{'device': 'vda', 'within_s': 120}")
+        (told,) = operator.executor.explain_left_open(OPERATIONS)
+        assert '"operation": "domain.attach-disk"' in str(told["outcome"])
+        # The guest has not let go of it, and so the configuration was not touched.
+        state = operator.dry("domain.detach-disk", "victim", device="vda").plan.state
+        assert "vda" in state["live"]
+        assert "vda" in state["persistent"]
+        assert operator.state("victim") == "running"
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+        operator("domain.destroy", "victim")
+        operator("domain.undefine", "victim")
+
+
+def killed(operator: Operator, operation: str, parameters: str) -> None:
+    """Has another process do it to `victim`, and kills that one once libvirt or the guest is waited for."""
+    words = [str(operator.executor.session.uri), str(operator.folders.state), str(operator.folders.images[0])]
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, *words, operation, parameters], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    begun = operator.events().count("begin")
+    eventually(lambda: operator.events().count("begin") > begun or child.poll() is not None, "the beginning of the act")
+    assert child.poll() is None, child.communicate()
+    lock = operator.folders.locks / f"domain-{operator('domain.show', 'victim').details['uuid']}.lock"
+    eventually(lambda: b'"reverse"' in lock.read_bytes(), "the act with its undo on disk")
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+
+
+KILLED = """
+import ast, sys
+from pathlib import Path
+from tests.live.operating import Operator
+uri, state, images, operation, parameters = sys.argv[1:]
+Operator(uri, Path(state), (Path(images),))(operation, "victim", **ast.literal_eval(parameters))
+"""
 
 
 def test_vcpus_come_and_go(operator: Operator, plug: GuestConsole, scraper: Scraper) -> None:
