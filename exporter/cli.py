@@ -35,6 +35,7 @@ COMMANDS = {
     "network": _Entry("exporter.command_operations:build_network", "Look at and change libvirt's virtual networks."),
     "pool": _Entry("exporter.command_operations:build_pool", "Look at and change storage pools."),
     "volume": _Entry("exporter.command_operations:build_volume", "Create, resize and delete volumes."),
+    "nodedev": _Entry("exporter.command_operations:build_nodedev", "Look at the host's devices, detach and reattach."),
     "interface": _Entry("exporter.command_operations:build_interface", "Look at and change the host's interfaces."),
     "history": _Entry("exporter.command_history:build", "Show what a guest did: table, CSV, JSON, plot or picture."),
     "report": _Entry("exporter.command_report:build", "Right-sizing, noisy neighbours and disk growth of guests."),

@@ -88,6 +88,11 @@ def build_volume() -> click.Command:
     return group("volume", "Volumes of a storage pool: list, create, resize, delete.")
 
 
+def build_nodedev() -> click.Command:
+    """`virtgauge nodedev`."""
+    return group("nodedev", "Look at the host's devices, and take PCI devices for guests.")
+
+
 def build_saved() -> click.Command:
     """`virtgauge saved`."""
     return group("saved", "Look at saved guests, check their images, and restore them.")

@@ -17,10 +17,8 @@ from exporter.control.folders import Folders
 from exporter.control.interface_change import LOCK_KEY, ChangeFile
 from exporter.control.interface_fields import parse_mac
 from exporter.control.interface_xml import interface_kind, interface_parts
+from exporter.control.node_device_xml import parse_node_device
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Role, State, Subject
-
-# libvirt prints a link speed that the kernel does not know as this number of Mbit/s.
-_UNKNOWN_SPEED = "4294967295"
 
 
 def find_interface(session: Session, reference: str) -> Subject:
@@ -189,23 +187,9 @@ class DeviceShow(_Reading):
 
 def device_row(device: Any) -> dict[str, JsonValue]:
     """A net device's name, interface, MAC, parent, link state and speed; what is unknown is absent."""
-    row: dict[str, JsonValue] = {"name": device.name()}
-    root = ElementTree.fromstring(device.XMLDesc(0))
-    for key, path in (
-        ("interface", "capability/interface"),
-        ("mac", "capability/address"),
-        ("parent", "parent"),
-        ("path", "path"),
-    ):
-        text = root.findtext(path)
-        if text:
-            row[key] = text
-    link = root.find("capability/link")
-    if link is not None and link.get("state"):
-        row["link"] = link.get("state")
-    if link is not None and link.get("speed", _UNKNOWN_SPEED) != _UNKNOWN_SPEED:
-        row["speed_mbit_per_second"] = int(link.get("speed", "0"))
-    return row
+    row = parse_node_device(device.XMLDesc(0)).row()
+    wanted = ("name", "interface", "mac", "parent", "path", "link", "speed_mbit_per_second")
+    return {key: row[key] for key in wanted if key in row}
 
 
 OPERATIONS: tuple[Operation[Any], ...] = (List(), Show(), Change(), DeviceList(), DeviceShow())

@@ -18,6 +18,7 @@ from exporter.control import (
     lookup,
     migration,
     networks,
+    node_devices,
     pools,
     provisioning,
     save_restore,
@@ -43,6 +44,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     *pools.OPERATIONS,
     *interface_reading.OPERATIONS,
     *interfaces.OPERATIONS,
+    *node_devices.OPERATIONS,
 )
 
 

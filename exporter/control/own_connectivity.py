@@ -64,6 +64,15 @@ class HostNetwork:
             return frozenset(f[5] for f in lines if len(f) > 5 and int(f[0], 16) == int(wanted))
         return frozenset(name for name, own in _ipv4_addresses() if own == str(wanted))
 
+    def addresses(self, name: str) -> list[str]:
+        """The interface's IP addresses, IPv4 first."""
+        found = [address for own, address in _ipv4_addresses() if own == name]
+        for line in _lines(self.root / "proc/net/if_inet6"):
+            fields = line.split()
+            if len(fields) > 5 and fields[5] == name:
+                found.append(str(IPv6Address(int(fields[0], 16))))
+        return found
+
     def below(self, names: frozenset[str]) -> frozenset[str]:
         """These interfaces and all that carry them: a bridge's ports, a bond's slaves, a VLAN's parent."""
         found: set[str] = set()
