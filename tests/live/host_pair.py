@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import libvirt
 
 from exporter.control.destinations import Destination
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from exporter.demonstration.programs import run_program
+from tests.exporter.certificates import authority, signed
 from tests.live.sector_guests import SectorGuest, sector_xml
 
 _LINE = "migrate0"
@@ -47,6 +50,23 @@ class HostPair:
                 for domain in connection.listAllDomains(0):
                     if domain.UUIDString() == uuid:
                         _remove(domain)
+
+
+    def give_certificates(self, folder: Path) -> None:
+        """What QEMU needs for an encrypted migration, on both; `folder` is for the authority. Restarts the daemons."""
+        authority(folder)
+        for host, address in zip((self.here, self.there), _ADDRESSES, strict=True):
+            pki = host.folder / "lib" / "pki"
+            pki.mkdir()
+            shutil.copy(folder / "ca.pem", pki / "ca-cert.pem")
+            for role in ("server", "client"):
+                signed(folder, role, f"IP:{address}")
+                shutil.copy(folder / f"{role}.pem", pki / f"{role}-cert.pem")
+                shutil.copy(folder / f"{role}.key", pki / f"{role}-key.pem")
+            with (host.folder / "etc" / "qemu.conf").open("a") as settings:
+                settings.write('migrate_tls_x509_cert_dir = "/var/lib/libvirt/pki"\n')
+            host.stop_daemon()
+            host.start_daemon()
 
 
 @contextmanager

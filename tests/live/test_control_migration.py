@@ -418,3 +418,16 @@ def test_virtgauge_killed_in_the_middle(pair: HostPair, here: Operator, busy: Se
     stays(pair, busy)
     assert here.executor.explain_left_open(OPERATIONS) == []
     here.trail.verify()
+
+
+def test_encrypted(pair: HostPair, here: Operator, busy: SectorGuest, tmp_path: Path) -> None:
+    """Without certificates QEMU refuses, and the guest stays; with them it goes, and says nothing of open memory."""
+    asked = {"to": "there", "shared_disk": ["hda"], "encrypt": True}
+    with pytest.raises(ControlError, match=r"it is running .* here .*credentials"):
+        here("domain.migrate", "busy", **asked)
+    stays(pair, busy)
+    pair.give_certificates(tmp_path)
+    moved = here("domain.migrate", "busy", **asked)
+    assert not any("unencrypted" in warning for warning in moved.warnings)
+    assert pair.running_on(busy.uuid) == ["there"]
+    goes_on(busy)
