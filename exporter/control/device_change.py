@@ -91,7 +91,7 @@ class DeviceChange(DomainOperation[A]):
         for side in self.sides(call, parameters):
             wanted = self.wanted(call, side, parameters)
             if not self.settled(call, side, wanted, parameters):
-                steps.append(f"{self.verb} on {_SPOKEN[side]}")
+                steps.append(f"{' '.join(self.words[1:])}: {_SPOKEN[side]}")
                 diffs.append(_diff(side, self.now(call.subject.handle, side, parameters), wanted))
         return Plan(
             state=self.state(call, parameters), steps=steps, diff="\n".join(diffs), nothing_to_do=not steps,

@@ -98,7 +98,7 @@ class CreateSnapshot(_OfDomain[CreateSnapshotParameters]):
         for target, disk in _disks(handle).items():
             if parameters.kind == "internal" and disk.get("format") != "qcow2":
                 raise RefusedError(
-                    f"disk {target} of domain {name} is {disk.get('format')}, which holds no snapshots",
+                    f"disk {target} of domain {name} is {disk.get('format') or 'no qcow2'}, which holds no snapshots",
                     next_step="take an external one",
                 )
             if parameters.kind == "external":
