@@ -56,8 +56,9 @@ screenshots: $(NODE)/node_modules/.package-lock.json
 dashboards-schema: $(NODE)/node_modules/.package-lock.json
 	node $(NODE)/check-schema.mjs
 
+# Not npm ci: it refuses a lock without the builds for other systems, which npm leaves out where it writes one here.
 $(NODE)/node_modules/.package-lock.json: $(NODE)/package-lock.json
-	cd $(NODE) && npm ci
+	cd $(NODE) && npm install --no-save
 
 # Renews requirements.lock and setup/build.lock; --no-emit-options keeps index addresses out of them.
 # It has an environment of its own, since the project's cannot be set up while its lock is out of date.

@@ -62,6 +62,16 @@ CONTROL = Dashboard(
                     labels={"instance": "Host", "operation": "Operation", "outcome": "Outcome"}, sort="Runs",
                     empty="No operation yet"),
         )),
+        Row("The audit trail in the archive", (
+            graph("Records that wait", "Records of the audit trail that the database does not have yet.", "none",
+                  Query("virtgauge_control_audit_waiting_records{@host}", "{{instance}}"),
+                  empty="The control service has no archive"),
+            graph("Records spooled and stored", "Records a minute: stored follows spooled while the database takes them.",
+                  "opm", Query("60 * sum by (instance) (rate(virtgauge_control_audit_spooled_records_total{@host}"
+                               "[$__rate_interval]))", "{{instance}} spooled"),
+                  Query("60 * sum by (instance) (rate(virtgauge_control_audit_stored_records_total{@host}"
+                        "[$__rate_interval]))", "{{instance}} stored"), empty="The control service has no archive"),
+        ), collapsed=True),
         Row("Inside the guests, by their agents", (
             listing("Filesystems inside guests", "What the agents tell of each filesystem, the fullest first.",
                     Query("max by (domain, mountpoint) (libvirt_domain_agent_filesystem_used_bytes{@host} / "

@@ -162,6 +162,8 @@ CASES: dict[str, Case] = {
     "VirtgaugeInterfaceChangeUnconfirmed": Case({"virtgauge_control_interface_change_open": 1},
                                                 {"virtgauge_control_interface_change_open": 0},
                                                 job="virtgauge-control"),
+    "VirtgaugeAuditNotArchived": replace(level("virtgauge_control_audit_archive_ok", 0, 1, ""),
+                                         job="virtgauge-control"),
 }
 WEEK = "LibvirtDomainDiskLatencyUnusual"  # needs a week of series, in a file of its own
 ALWAYS = "VirtgaugeWatchdog"
