@@ -1,4 +1,4 @@
-"""`virtgauge control serve|audit`: the control service, and a look at what was done."""
+"""`virtgauge control serve|audit|rules|pending`: the control service, what was done, rules from alerts to acts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import click
 
 from collectors import COLLECTORS
-from exporter import command_audit
+from exporter import command_audit, command_rules
 from exporter.config import Settings
 from exporter.logs import configure_logging
 from exporter.setting_catalogue import Setting, catalogue
@@ -22,9 +22,12 @@ _NOT_HERE = ("web.listen_address", "web.telemetry_path", "web.disable_exporter_m
 
 def build() -> click.Group:
     """The group with its commands."""
-    group = click.Group("control", help="The control service, and its audit trail.", context_settings=dict(_HELP))
+    text = "The control service, its audit trail, its rules."
+    group = click.Group("control", help=text, context_settings=dict(_HELP))
     group.add_command(_serve())
     group.add_command(command_audit.build())
+    group.add_command(command_rules.build_rules())
+    group.add_command(command_rules.build_pending())
     return group
 
 

@@ -144,6 +144,11 @@ class ControlSettings(Section):
         default=(ListenAddress("127.0.0.1", 19177),),
         description="Address of the control API; repeatable.",
     )
+    rules_file: FilePath | None = Field(
+        default=None,
+        description="Rules from alerts to operations; `virtgauge control rules` checks and tests it.",
+        json_schema_extra={"default_text": "no rules, and no webhook"},
+    )
     image_directory: Annotated[tuple[FilePath, ...], BeforeValidator(parse_list)] = Field(
         default=(Path("/var/lib/libvirt/images"),),
         description="Folder from which guests may be given disks, ISOs, kernels and seeds; repeatable.",

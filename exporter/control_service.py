@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from prometheus_client.registry import Collector
+from starlette.routing import Route
 from starlette.types import Scope
 
 from collectors.agent_reading import AgentSource
@@ -23,6 +27,7 @@ from exporter.access import api_middleware
 from exporter.agent_page import AgentEvents, AgentPage, agent_declarations
 from exporter.command_token import token_file_path
 from exporter.config import Settings
+from exporter.control.alert_store import AlertStore
 from exporter.control.api import EXEMPT, control_application
 from exporter.control.api_running import Runner
 from exporter.control.audit import Trail
@@ -34,6 +39,9 @@ from exporter.control.executor import Executor
 from exporter.control.jobs import JobStore
 from exporter.control.operations import OPERATIONS
 from exporter.control.problems import problem
+from exporter.control.rule_api import rule_routes
+from exporter.control.rule_engine import RuleEngine
+from exporter.control.rule_file import RulesInForce
 from exporter.control.startup import control_folders, recover
 from exporter.page import process_registry
 from exporter.refusals import Refusals
@@ -75,12 +83,18 @@ def run_control(settings: Settings) -> None:
     if archive is not None:
         registry.register(AuditMetrics(archive.state))
         archive.start()
+    rules = _rules(settings, executor)
+    routes: list[Route] = []
+    if rules is not None:
+        registry.register(rules.metrics)
+        routes = rules.routes
+        rules.engine.start()
     runner = Runner(executor, jobs, metrics)
     refused = _AuditedRefusals(executor.trail)
     access = api_middleware(tokens, refusals, refused=refused.told, exempt=EXEMPT)
     agents = _agent_page(settings)
     more = {"more_metrics": agents.page} if agents is not None else {}
-    app = control_application(runner, OPERATIONS, registry, access, **more)
+    app = control_application(runner, OPERATIONS, registry, access, **more, more_routes=routes)
     if agents is not None:
         agents.start()
     try:
@@ -91,8 +105,35 @@ def run_control(settings: Settings) -> None:
         if not runner.wait_until_idle(LAST_ACTS_S):
             _log.warning("operations still run; the audit trail will say at the next start what became of them")
         refused.stop()
+        if rules is not None:
+            rules.engine.stop(LAST_ACTS_S)
         if archive is not None:
             archive.stop()
+
+
+@dataclass(frozen=True)
+class _Rules:
+    engine: RuleEngine
+    metrics: Collector
+    routes: list[Route]
+
+
+def _rules(settings: Settings, executor: Executor) -> _Rules | None:
+    path = settings.control.rules_file
+    if path is None:
+        return None
+    file = RulesInForce(path)
+    store = AlertStore(executor.folders.private(executor.folders.state))
+    engine = RuleEngine(file, store, executor)
+
+    def told(word: str, facts: dict[str, Any]) -> None:
+        executor.trail.append(f"rule-{word}", facts)
+
+    def stop(_number: int, _frame: object) -> None:
+        engine.switch.turn(True, "SIGUSR1")
+
+    signal.signal(signal.SIGUSR1, stop)
+    return _Rules(engine, engine.metrics, rule_routes(engine, store, file, told))
 
 
 def _trail_archive(settings: Settings, trail: Trail) -> TrailArchive | None:

@@ -22,7 +22,8 @@ LIBVIRT = (
     "collectors/virtual_networks.py", "collectors/jobs.py", "collectors/snapshots.py", "collectors/settings.py",
     "collectors/support.py",
     "collectors/per_domain.py", "collectors/agent_reading.py", "exporter/control/", "exporter/demonstration/")
-PROMETHEUS_CLIENT = ("exporter/exposition.py", "exporter/page.py", "exporter/server.py", "exporter/control/")
+PROMETHEUS_CLIENT = ("exporter/exposition.py", "exporter/page.py", "exporter/server.py", "exporter/control/",
+                     "exporter/control_service.py")
 PYMONGO = ("exporter/archive/",)
 # What exporter/control may use of the rest of virtgauge. Of the collectors: libvirt's event loop, of which a process
 # can have but one; the names of states and reasons, and what counts as an agent that answers, so that control and
@@ -31,6 +32,7 @@ FOR_CONTROL = {"collectors.agent_reading", "collectors.connection", "collectors.
                "exporter.errors", "exporter.config", "exporter.server", "exporter.webconfig",
                "exporter.access", "exporter.tokens", "exporter.refusals",
                "exporter.archive.spool", "exporter.archive.writer", "exporter.archive.timespan",
+               "exporter.setting_types",
                "exporter.openapi", "exporter.version"}
 # Only these build the parts of the program and hand them to each other.
 BUILDERS = ("exporter/service.py", "exporter/control_service.py", "exporter/cli.py", "exporter/command_exporter.py")

@@ -61,15 +61,16 @@ def control_application(
     registry: CollectorRegistry,
     access: Sequence[Middleware],
     more_metrics: Callable[[bool], bytes] = lambda _openmetrics: b"",
+    more_routes: Sequence[Route] = (),
 ) -> Starlette:
     """The application behind `access` (from exporter.access). Every route asks for a role of its own.
 
     `more_metrics` gives the families that stand before the registry's on the metrics page, as text, in the OpenMetrics
-    form where it is told True; it must not wait for libvirt.
+    form where it is told True; it must not wait for libvirt. `more_routes` are those of the rules.
     """
     endpoints = _Endpoints(runner, registry, more_metrics)
     routes = [endpoints.route(operation) for operation in operations]
-    routes += audit_routes(runner.executor.trail)
+    routes += [*audit_routes(runner.executor.trail), *more_routes]
     routes += [
         Route(OPENAPI_PATH, endpoints.openapi(operations), methods=["GET"]),
         Route("/api/v1/jobs", endpoints.jobs, methods=["GET"]),

@@ -155,6 +155,11 @@ CASES: dict[str, Case] = {
     "VirtgaugeArchiveSamplesLost": Case({'virtgauge_archive_dropped_samples_total{reason="spool_full"}': Grows(10)},
                                         {'virtgauge_archive_dropped_samples_total{reason="spool_full"}': 10},
                                         at_once=True),
+    "VirtgaugeRuleFailed": Case(
+        {'virtgauge_control_rule_runs_total{rule="resume",result="failed"}': Grows(1)},
+        {'virtgauge_control_rule_runs_total{rule="resume",result="done"}': Grows(1),
+         'virtgauge_control_rule_breaker_open{rule="resume"}': 0},
+        job="virtgauge-control", at_once=True),
     "VirtgaugeControlOperationFailed": Case(
         {'virtgauge_control_operations_total{operation="domain start",outcome="failed"}': Grows(1)},
         {'virtgauge_control_operations_total{operation="domain start",outcome="changed"}': Grows(1)},

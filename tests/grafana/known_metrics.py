@@ -20,7 +20,8 @@ CONTROL = {"virtgauge_control_operations_total", "virtgauge_control_operations_r
            "virtgauge_control_operation_duration_seconds_bucket", "virtgauge_control_operation_duration_seconds_count",
            "virtgauge_control_interface_change_open", "virtgauge_control_audit_archive_ok",
            "virtgauge_control_audit_waiting_records", "virtgauge_control_audit_spooled_records_total",
-           "virtgauge_control_audit_stored_records_total"}
+           "virtgauge_control_audit_stored_records_total",
+           "virtgauge_control_rule_runs_total", "virtgauge_control_rule_breaker_open"}
 
 # Metrics of the default page that no panel and no alert uses, by prefix, with the reason.
 UNUSED = {

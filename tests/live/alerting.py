@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -40,19 +40,19 @@ def hastened(rules: str) -> str:
 
 
 class Alerting:
-    """All three, started by the constructor's caller with `start`; a context manager. `url` takes the webhooks.
+    """All three, started by the constructor's caller with `start`; a context manager. `urls` take the webhooks.
 
-    `knobs` are those of the shipped rules; `token` is the bearer token the webhook shows.
+    Each has its bearer token, which may be empty. `knobs` are those of the shipped rules.
     """
 
-    def __init__(self, folder: Path, libvirt_uri: str, url: str, knobs: dict[str, str], token: str = "",
+    def __init__(self, folder: Path, libvirt_uri: str, urls: Mapping[str, str], knobs: dict[str, str],
                  flags: Sequence[str] = ()) -> None:
         self._ending = ExitStack()
         quick = ("--sampling.max-age=200ms", "--sampling.interval=1s")
         self.exporter = exporter_server(folder, libvirt_uri, [*quick, *flags])
         rules = folder / "rules.yml"
         rules.write_text(hastened(monitoring_mixin.rules(monitoring_mixin.turned(knobs))))
-        self.alertmanager = alertmanager_server(folder, url, token)
+        self.alertmanager = alertmanager_server(folder, urls)
         self.prometheus: Prometheus = prometheus_server(folder, [self.exporter.address], "1s", [rules], job="libvirt",
                                                         alertmanager=self.alertmanager.address)
 
@@ -87,18 +87,20 @@ class Alerting:
         eventually(lambda: self.firing(alert, domain) is now, f"{alert} {state} for {domain}", timeout_s)
 
 
-def alertmanager_server(folder: Path, url: str, token: str) -> Server:
+def alertmanager_server(folder: Path, urls: Mapping[str, str]) -> Server:
     """Debian's Alertmanager with one receiver, not yet started: every alert at once, and again when it resolves."""
     port = free_port()
-    webhook: dict[str, Any] = {"url": url, "send_resolved": True}
-    if token:
-        file = folder / "webhook.token"
-        file.write_text(token)
-        webhook["http_config"] = {"authorization": {"credentials_file": str(file)}}
+    webhooks: list[dict[str, Any]] = []
+    for number, (url, token) in enumerate(urls.items()):
+        webhooks.append({"url": url, "send_resolved": True})
+        if token:
+            file = folder / f"webhook{number}.token"
+            file.write_text(token)
+            webhooks[-1]["http_config"] = {"authorization": {"credentials_file": str(file)}}
     configuration = {
         "route": {"receiver": "virtgauge", "group_by": ["alertname", "instance", "domain"], "group_wait": "0s",
                   "group_interval": "1s", "repeat_interval": "1h"},
-        "receivers": [{"name": "virtgauge", "webhook_configs": [webhook]}],
+        "receivers": [{"name": "virtgauge", "webhook_configs": webhooks}],
     }
     file = folder / "alertmanager.yml"
     file.write_text(yaml.safe_dump(configuration))

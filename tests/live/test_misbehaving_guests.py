@@ -1,23 +1,96 @@
-"""Guests that misbehave, and what becomes of it: the page's series, the shipped alert, the webhook's payload."""
+"""The whole story, with nothing played: a guest misbehaves, the exporter sees it, the shipped alert fires in
+Prometheus, Alertmanager sends the webhook, the shipped rule acts on the guest in libvirt, the alert resolves, and the
+audit trail, also in the archive's database, holds all of it.
+
+Times are shortened (tests/live/alerting.py); of the rules their mode, host and waits are this test's.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import pytest
+from pymongo import MongoClient
 
+from exporter.archive.embedded import EmbeddedServer
+from exporter.archive.trail_reading import archived_records
+from exporter.command_rules import SHIPPED
+from exporter.control.audit import Trail
 from exporter.control.errors import ControlError, RefusedError
 from exporter.demonstration.guest_console import GuestConsole
 from exporter.demonstration.guest_definition import Accelerator
 from exporter.demonstration.guest_image import GuestImage
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from tests.control_service import ControlService
 from tests.live.alerting import Alerting, RecordedWebhooks, hastened
-from tests.live.misbehaving_guest import MisbehavingGuest
+from tests.live.misbehaving_guest import CURRENT_MIB, MisbehavingGuest
 from tests.live.operating import Operator, eventually
 
 # What a guest of 128 MiB under emulation can do.
 KNOBS = {"guest_memory_ratio": "0.6", "noisy_disk_bytes_per_second": "500000", "disk_latency_seconds": "0.000001"}
+Record = dict[str, Any]
+_log = logging.getLogger(__name__)
+
+
+class Rules:
+    """The shipped rules in the service's file, with the modes a test wants."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.set()
+
+    def set(self, **modes: str) -> None:
+        """Mode by rule, `_` for `-`; the others are off, as shipped."""
+        text = SHIPPED.read_text().replace('"localhost(:.*)?"', '"127.0.0.1:.*"')
+        text = re.sub(r"every: 60s", "every: 1s", re.sub(r"cooldown: \w+", "cooldown: 0s", text))
+        smaller = (("change_mib: 256", "change_mib: 32"), ("_mib: 4096", "_mib: 64"), ("20971520", "200704"))
+        for shipped, small in smaller:
+            text = text.replace(shipped, small)
+        for name, mode in modes.items():
+            old = f"  - name: {name.replace('_', '-')}\n"
+            assert old in text
+            head, tail = text.split(old)
+            text = head + old + tail.replace("mode: off", f"mode: {mode}", 1)
+        self.file.with_suffix(".new").write_text(text)
+        self.file.with_suffix(".new").replace(self.file)
+
+
+class Story:
+    """The service's side: its trail, from where a scene begins."""
+
+    def __init__(self, service: ControlService, rules: Rules) -> None:
+        self.service = service
+        self.rules = rules
+        self.trail = Trail(service.state / "control" / "audit.jsonl")
+        self._from = 0
+
+    def begin(self, **modes: str) -> None:
+        """A new scene with these modes."""
+        self.rules.set(**modes)
+        self._from = len(self.trail.records())
+
+    def told(self) -> list[Record]:
+        """The scene's records about rules and acts."""
+        return [dict(record) for record in self.trail.records()[self._from:]]
+
+    def wait_for(self, event: str) -> Record:
+        """The scene's first record of this event."""
+        def seen() -> list[Record]:
+            return [record for record in self.told() if record["event"] == event]
+
+        try:
+            found: list[Record] = eventually(seen, f"the record {event}", 60)
+        except AssertionError as error:
+            log = (self.service.folder / "log").read_text()
+            raise AssertionError(f"{error}; trail: {self.told()}; log: {log[-4000:]}") from None
+        return found[0]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +111,27 @@ def operator(hypervisor: PrivateHypervisor, tmp_path: Path) -> Iterator[Operator
 
 
 @pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(tmp_path_factory.mktemp("database"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def story(
+    tmp_path_factory: pytest.TempPathFactory, hypervisor: PrivateHypervisor, database: EmbeddedServer
+) -> Iterator[Story]:
+    service = ControlService(tmp_path_factory.mktemp("control"), hypervisor.uri)
+    rules = Rules(service.folder / "rules.yml")
+    service.environment["VIRTGAUGE_CONTROL_RULES_FILE"] = str(rules.file)
+    service.environment["VIRTGAUGE_ARCHIVE_URI"] = database.uri(120)
+    service.start()
+    yield Story(service, rules)
+    service.stop()
+
+
+@pytest.fixture(scope="module")
 def webhooks() -> Iterator[RecordedWebhooks]:
     with RecordedWebhooks() as recorded:
         yield recorded
@@ -46,9 +140,11 @@ def webhooks() -> Iterator[RecordedWebhooks]:
 @pytest.fixture(scope="module")
 def alerting(
     tmp_path_factory: pytest.TempPathFactory, hypervisor: PrivateHypervisor, guest: MisbehavingGuest,
-    webhooks: RecordedWebhooks,
+    webhooks: RecordedWebhooks, story: Story,
 ) -> Iterator[Alerting]:
-    with Alerting(tmp_path_factory.mktemp("alerting"), hypervisor.read_only_uri, webhooks.url, KNOBS) as made:
+    urls = {webhooks.url: "",
+            f"http://127.0.0.1:{story.service.port}/api/v1/alerts": story.service.tokens["operator"]}  # fmt: skip
+    with Alerting(tmp_path_factory.mktemp("alerting"), hypervisor.read_only_uri, urls, KNOBS) as made:
         made.prometheus.wait_for('libvirt_domain_state{domain="victim",state="running"} == 1')
         yield made
 
@@ -59,62 +155,154 @@ def test_two_minutes_are_a_second() -> None:
         '        expr: |\n          increase(x{a="[2s]"}[5s]) > 0 unless y offset 5s\n        for: 7s\n')
 
 
-def test_full_storage_pauses_the_guest_and_alerts(
-    guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, operator: Operator
+def test_full_storage_under_dry_run_changes_nothing(
+    guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, story: Story, operator: Operator
 ) -> None:
+    story.begin(resume_after_io_error="dry-run")
     guest.fill_storage()
+    before = guest.describes()
     prometheus = alerting.prometheus
     prometheus.wait_for('libvirt_domain_state_reason{domain="victim",state="paused",reason="io_error"} == 1')
     prometheus.wait_for('libvirt_domain_events_total{domain="victim",event="io_error",detail=~".*enospc.*"} == 1')
     alert = webhooks.wait_for("LibvirtDomainPausedByError", "victim", "firing")
     assert alert["labels"]["reason"] == "io_error"
-    assert alert["fingerprint"]
     webhooks.wait_for("LibvirtDomainOutOfSpace", "victim", "firing")
+    would = story.wait_for("rule-would")
+    assert (would["rule"], would["alert"]) == ("resume-after-io-error", "LibvirtDomainPausedByError")
+    assert would["outcome"] == "let its CPUs go on"
+    assert would["fingerprint"] == alert["fingerprint"]
+    assert guest.describes() == before
+    assert "begin" not in [record["event"] for record in story.told()]
 
     with pytest.raises(ControlError, match="paused again"):
         operator("domain.resume", "victim")
     guest.make_room()
     assert operator("domain.resume", "victim").after["state"] == "running"
     webhooks.wait_for("LibvirtDomainPausedByError", "victim", "resolved")
-    assert guest.is_running()
+    story.wait_for("rule-resolved")
     guest.take_room()
 
 
-def test_memory_pressure_alerts(guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks) -> None:
+def test_full_storage_under_approve_goes_on_once_there_is_room(
+    guest: MisbehavingGuest, alerting: Alerting, story: Story
+) -> None:
+    story.begin(resume_after_io_error="approve")
+    guest.fill_storage()
+    story.wait_for("rule-pending")
+    status, document = story.service.ask("GET", "/api/v1/pending", token="reader")
+    waiting = document["pending"][0]
+    assert (status, waiting["rule"], waiting["domain"]) == (200, "resume-after-io-error", "victim")
+    assert not guest.is_running()
+    done = story.service.run("control", "pending", "approve", str(waiting["id"]))
+    assert (done.returncode, done.stderr) == (0, "")
+    # It is tried, since only the guest's own write tells whether there is room; then again.
+    assert "paused again" in story.wait_for("rule-will-retry")["outcome"]
+    assert not guest.is_running()
+    guest.make_room()
+    acted = story.wait_for("rule-acted")
+    assert acted["outcome"] == "done"
+    assert guest.is_running()
+    approved = story.wait_for("rule-approved")
+    assert approved["way"] == "command line"
+    assert approved["actor"]
+    ends = [record for record in story.told() if record["event"] == "end"]
+    assert f"approved by {approved['actor']}" in ends[-1]["actor"]
+    assert ends[-1]["after"]["state"] == "running"
+    story.wait_for("rule-resolved")
+    alerting.wait_firing("LibvirtDomainPausedByError", "victim", now=False)
+
+
+def test_memory_pressure_under_enforce_raises_the_balloon(
+    guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, story: Story
+) -> None:
+    story.begin(more_memory_for_pressed="enforce")
     guest.hold_memory(45)
     alerting.restart_exporter()
     webhooks.wait_for("LibvirtDomainMemoryPressure", "victim", "firing")
+    assert story.wait_for("rule-acted")["outcome"] == "done"
+    assert guest.balloon_mib() == CURRENT_MIB + 32
     guest.hold_memory(0)
+    story.begin()
     alerting.restart_exporter()
     webhooks.wait_for("LibvirtDomainMemoryPressure", "victim", "resolved")
 
 
-def test_a_noisy_neighbour_alerts_by_disk(
-    guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, load_guest: GuestConsole
+def test_a_noisy_disk_under_enforce_is_limited_until_the_alert_resolves(
+    guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, load_guest: GuestConsole, story: Story
 ) -> None:
+    story.begin(limit_noisy_disk="enforce")
     load_guest.order("wrate 40960")
     guest.write_steadily(2 << 20)
     alert = webhooks.wait_for("LibvirtDomainDiskNoisy", "victim", "firing")
     assert alert["labels"]["target_device"] == "vda"
+    acted = story.wait_for("rule-acted")
+    _measured(next(record for record in story.told() if record["event"] == "begin"), acted)
+    assert guest.iotune() == {"total_bytes_sec": 200704}
+    webhooks.wait_for("LibvirtDomainDiskNoisy", "victim", "resolved")  # the limit itself made it quiet
     guest.write_steadily(0)
     load_guest.order("idle")
-    webhooks.wait_for("LibvirtDomainDiskNoisy", "victim", "resolved")
+    eventually(lambda: [r for r in story.told() if r.get("outcome") == "undone"], "the limit is lifted")
+    assert guest.iotune() == {}
     assert webhooks.alerts("LibvirtDomainDiskNoisy", "load", "firing") == []
 
 
-def test_a_panic_alerts_and_is_dumped_and_restarted(
-    guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, operator: Operator
+def test_a_panic_is_dumped_and_restarted_once_approved(
+    guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, story: Story, operator: Operator
 ) -> None:
+    story.begin(dump_and_restart_crashed="approve")
     guest.panic()
     prometheus = alerting.prometheus
     prometheus.wait_for('libvirt_domain_state{domain="victim",state="crashed"} == 1')
     prometheus.wait_for('libvirt_domain_state_reason{domain="victim",state="crashed",reason="panicked"} == 1')
     prometheus.wait_for('libvirt_domain_events_total{domain="victim",event="crashed",detail="panicked"} == 1')
     webhooks.wait_for("LibvirtDomainCrashed", "victim", "firing")
-
     with pytest.raises(RefusedError, match="crashed"):
         operator("domain.core-dump", "victim", then="reset")
-    dumped = operator("domain.core-dump", "victim", then="restart")
-    assert Path(str(dumped.details["file"])).stat().st_size > 10 << 20
-    assert operator.state("victim") == "running"
-    eventually(lambda: guest.console.log().count("GUEST READY") == 2, "the guest booted again")
+
+    story.wait_for("rule-pending")
+    number = story.service.ask("GET", "/api/v1/pending", token="reader")[1]["pending"][0]["id"]
+    assert story.service.ask("POST", f"/api/v1/pending/{number}/approve", {}, token="reader")[0] == 403
+    assert story.service.ask("POST", f"/api/v1/pending/{number}/approve", {}, token="operator")[0] == 200
+    assert story.service.problem("POST", f"/api/v1/pending/{number}/refuse", {}, token="operator")[0] == 409
+    story.wait_for("rule-acted")
+    assert guest.is_running()
+    ended = next(record for record in story.told() if record["event"] == "end")
+    assert (ended["operation"], ended["way"]) == ("domain.core-dump", "webhook")
+    assert "approved by operator" in ended["actor"]
+    assert Path(str(ended["file"])).stat().st_size > 10 << 20
+    story.wait_for("rule-resolved")
+    told = [record["event"] for record in story.told()]
+    steps = [told.index(f"rule-{word}") for word in ("pending", "approved", "acts", "acted", "resolved")]
+    assert steps == sorted(steps)
+    assert told.index("rule-acts") < told.index("begin") < told.index("end") < told.index("rule-acted")
+
+
+def test_the_trail_is_whole_and_archived(story: Story, database: EmbeddedServer, guest: MisbehavingGuest) -> None:
+    done = story.service.run("control", "audit", "--domain", "victim", "--verify", "--newest", "200", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    local = [record for record in story.trail.records() if _is_of(record, guest.uuid)]
+    assert len(local) > 20
+
+    def archived() -> bool:
+        with MongoClient(database.uri(60), tz_aware=True, uuidRepresentation="standard") as client:
+            found = list(archived_records(client["virtgauge"], domain=str(UUID(guest.uuid))))
+        return [record["hash"] for record in found] == [record["hash"] for record in local]
+
+    eventually(archived, "the archive has the guest's whole story", 30)
+    page = story.service.ask("GET", "/metrics", token="reader")[1]
+    assert 'virtgauge_control_rule_runs_total{result="done",rule="dump-and-restart-crashed"} 1.0' in page
+    assert 'virtgauge_control_rule_runs_total{result="dry-run",rule="resume-after-io-error"} 1.0' in page
+
+
+def _is_of(record: Record, uuid: str) -> bool:
+    subject = record.get("subject")
+    return isinstance(subject, dict) and subject.get("uuid") == uuid
+
+
+def _measured(begun: Record, acted: Record) -> None:
+    """Logs the times for docs/alert-driven-control.md (--log-cli-level=info); asserts none, as machines differ."""
+    fired_s = datetime.fromisoformat(str(acted["starts_at"])).timestamp()
+    begun_s = datetime.fromisoformat(str(begun["time"])).timestamp()
+    _log.info("firing to act begun %.2f s, webhook to outcome %.3f s, load %.1f", begun_s - fired_s, acted["seconds"],
+              os.getloadavg()[0])
+    assert fired_s < begun_s

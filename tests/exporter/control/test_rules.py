@@ -1,0 +1,127 @@
+"""Rule files and webhooks, read strictly: every mistake is named with its line, and no label is more than data."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from exporter.command_rules import SHIPPED
+from exporter.control.errors import InvalidError
+from exporter.control.rules import RuleFileError, load_rules, parse_rules
+from exporter.control.webhook import read_webhook
+
+GOOD = """\
+here: [instance = alpha]
+rules:
+  - name: one
+    match: [alertname = X]
+    action: {operation: domain.resume}
+"""
+
+
+def mistakes(text: str) -> str:
+    with pytest.raises(RuleFileError) as caught:
+        parse_rules(text, "f")
+    return caught.value.cause
+
+
+def with_rule(text: str) -> str:
+    return GOOD + "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def test_what_is_not_said_is_careful() -> None:
+    rule = parse_rules(GOOD).rules[0]
+    assert (rule.mode, rule.on, rule.retry, rule.undo) == ("dry-run", "firing", None, None)
+    assert (rule.cooldown, rule.budget_per_hour, rule.failures_to_open) == (900, 5, 3)
+
+
+def test_the_shipped_rules_are_good_and_off_each_for_a_shipped_alert() -> None:
+    file = load_rules(SHIPPED)
+    assert {rule.mode for rule in file.rules} == {"off"}
+    shipped = (SHIPPED.parent.parent / "alerts" / "virtgauge.rules.yml").read_text()
+    for rule in file.rules:
+        alerts = next(m.value for m in rule.match if m.label == "alertname").split("|")
+        assert all(f"- alert: {alert}\n" in shipped for alert in alerts)
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("here: [instance = a]\nrules: [\n", "f:3: no YAML"),
+    ("rules: []\n", "f:1: here: Field required"),
+    (with_rule("mode: always"), "f:6: rules.0.mode"),
+    (with_rule("mdoe: off"), "f:6: rules.0.mdoe"),
+    (with_rule("name: two"), "f:6: 'name' is there twice"),
+    (with_rule("cooldown: soon"), "f:6: rules.0.cooldown"),
+    (with_rule("expect:\n  state: running"), "f:7: rules.0.expect.state"),
+    (with_rule("retry: {times: 0}"), "f:6: rules.0.retry.times"),
+    (GOOD.replace("alertname = X", "alertname"), "f:4: rules.0.match.0: is no matcher"),
+    (GOOD.replace("alertname = X", "'a =~ \"(\"'"), "f:4: rules.0.match.0: '(' is no regular expression"),
+    (GOOD.replace("domain.resume", "domain.undefine"), "f:5: rules.0.action: operation 'domain.undefine' is none"),
+    (GOOD.replace("domain.resume", "domain.start, parameters: {pause: true}"), "pause is unknown"),
+    (GOOD.replace("domain.resume", "domain.start, parameters: {paused: 7}"), "paused 7"),
+    (GOOD.replace("domain.resume}", "domain.reboot}\n    retry: {times: 2}"), "not safe to do twice"),
+    (GOOD + GOOD.partition("rules:\n")[2], "two rules are named one"),
+])  # fmt: skip
+def test_each_mistake_is_told_with_its_line(text: str, told: str) -> None:
+    assert told in mistakes(text)
+
+
+def test_several_mistakes_are_told_at_once() -> None:
+    told = mistakes(with_rule("mode: always\nbudget_per_hour: 0")).splitlines()
+    assert [line.split(":")[1] for line in told] == ["6", "7"]
+
+
+@pytest.mark.parametrize(("matcher", "labels", "matches"), [
+    ('a = "x y"', {"a": "x y"}, True), ("a = x", {"a": "y"}, False), ("a != x", {}, True), ("a =", {}, True),
+    ('a =~ "x|y"', {"a": "y"}, True), ('a =~ "x"', {"a": "xx"}, False), ('a !~ "x.*"', {"a": "xy"}, False),
+    ('a =~ ".*"', {"a": "two\nlines"}, False), (r'a = "q\"q"', {"a": 'q"q'}, True),
+])  # fmt: skip
+def test_matchers_are_alertmanagers(matcher: str, labels: dict[str, str], matches: bool) -> None:
+    rule = parse_rules(GOOD.replace("[alertname = X]", json.dumps([matcher]))).rules[0]
+    assert rule.matches(labels) is matches
+
+
+def test_a_window_over_midnight() -> None:
+    text = with_rule("quiet:\n  - {days: [fri], from: '22:00', to: '02:00'}")
+    window = parse_rules(text).rules[0].quiet[0]
+    held = [datetime.fromisoformat(f"2026-11-{at}") for at in ("20T21:59", "20T22:00", "21T01:59", "21T02:00")]
+    assert [window.holds(at) for at in held] == [False, True, True, False]
+
+
+def payload(**changes: Any) -> dict[str, Any]:
+    alert = {"status": "firing", "labels": {"alertname": "X", "domain": "test"}, "annotations": {}, "generatorURL": "",
+             "startsAt": "2026-11-23T01:00:00.123Z", "endsAt": "0001-01-01T00:00:00Z", "fingerprint": "ab12"}
+    return {"version": "4", "status": "firing", "new": {"later": 1}, "alerts": [{**alert, **changes}]}
+
+
+def read(document: Any) -> list[Any]:
+    return read_webhook(json.dumps(document).encode())
+
+
+def test_a_webhook_is_read_alert_by_alert() -> None:
+    document = payload()
+    document["alerts"].append({**document["alerts"][0], "status": "resolved"})
+    assert [alert.status for alert in read(document)] == ["firing", "resolved"]
+    assert read(payload())[0].starts_at == "2026-11-23T01:00:00.123000+00:00"
+
+
+def test_a_fingerprint_that_is_absent_is_made_of_the_labels() -> None:
+    first, again = read(payload(fingerprint=None)), read(payload(fingerprint="../../etc"))
+    assert first[0].fingerprint == again[0].fingerprint
+    assert first[0].fingerprint != read(payload(fingerprint=None, labels={"alertname": "Y"}))[0].fingerprint
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"\xff", b"[]", b"{}", b'{"alerts": {}}', b'{"alerts": [1]}', b"[" * 100_000,
+    b'{"a": ' * 50 + b"1" + b"}" * 50,
+    *(json.dumps(payload(**changes)).encode() for changes in (
+        {"labels": None}, {"labels": {"a": 1}}, {"labels": {"a": {"b": "c"}}}, {"labels": {"a": "x" * 5000}},
+        {"labels": {str(n): "" for n in range(101)}}, {"status": "suppressed"}, {"startsAt": "yesterday"},
+        {"startsAt": None}, {"startsAt": 7}, {"startsAt": "2026-11-23T01:00:00"})),
+    json.dumps({"alerts": payload()["alerts"] * 2001}).encode(),
+], ids=range(19))  # fmt: skip
+def test_a_body_that_is_wrong_in_part_is_refused_whole(body: bytes) -> None:
+    with pytest.raises(InvalidError):
+        read_webhook(body)
