@@ -43,6 +43,16 @@ _INFO_TEXTS = (("hostname", "hostname"), ("timezone", "timezone.name"), ("os_id"
                ("os_version", "os.version-id"), ("kernel_release", "os.kernel-release"), ("machine", "os.machine"))
 
 
+def refused(error: libvirt.libvirtError) -> bool:
+    """Whether the agent answered that it does not do this, or libvirt has no such call.
+
+    libvirt 9.0 has no code of its own for a command that an agent lacks or has switched off, where one kind alone is
+    asked: it is an internal error that names the command.
+    """
+    code = error.get_error_code()
+    return code in LACKS or (code == libvirt.VIR_ERR_INTERNAL_ERROR and "QEMU agent command" in str(error))
+
+
 class _MuteError(Exception):
     """The agent did not answer within libvirt's limit, and libvirt did not say so."""
 
@@ -163,7 +173,7 @@ class AgentSource:
             try:
                 return dict(self._in_time(partial(domain.guestInfo, agent.learnt, 0)))
             except libvirt.libvirtError as error:
-                if error.get_error_code() not in LACKS:
+                if not refused(error):
                     raise
         found: dict[str, Value] = {}
         learnt = 0
@@ -182,7 +192,7 @@ class AgentSource:
         try:
             return self._in_time(call)
         except (libvirt.libvirtError, AttributeError) as error:
-            if isinstance(error, libvirt.libvirtError) and error.get_error_code() not in LACKS:
+            if isinstance(error, libvirt.libvirtError) and not refused(error):
                 raise
             agent.lacks.add(name)
             return None

@@ -15,12 +15,17 @@ from typing import Any
 
 import libvirt
 
-from collectors.agent_reading import ANSWER_LIMIT_S, LACKS, SILENT, channel_connected
+from collectors.agent_reading import ANSWER_LIMIT_S, SILENT, channel_connected, refused
 from exporter.control.connection import Session
 from exporter.control.operation import Deadline
 
-# The agent cannot do it, or does not answer; another's use of the agent (a freeze for a backup) holds it.
-FALL_BACK = (*SILENT, *LACKS, libvirt.VIR_ERR_OPERATION_TIMEOUT)
+
+def falls_back(error: libvirt.libvirtError) -> bool:
+    """Whether another way than the agent is to be taken.
+
+    It cannot do it, or does not answer, or another's use of it (a freeze for a backup) holds it.
+    """
+    return refused(error) or error.get_error_code() in (*SILENT, libvirt.VIR_ERR_OPERATION_TIMEOUT)
 
 
 def agent_connected(handle: Any) -> bool:
@@ -38,9 +43,9 @@ def agent_answers(handle: Any) -> bool:
     try:
         handle.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_HOSTNAME, 0)
     except libvirt.libvirtError as error:
-        if error.get_error_code() not in FALL_BACK:
+        if not falls_back(error):
             raise
-        return error.get_error_code() in LACKS
+        return refused(error)
     finally:
         with contextlib.suppress(libvirt.libvirtError, AttributeError):
             handle.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from exporter.control.domain import DomainOperation, domain_state, is_state, live_state
 from exporter.control.errors import ControlError, RefusedError, TimedOutError
-from exporter.control.guest_agent import FALL_BACK, agent_connected, asked_within
+from exporter.control.guest_agent import agent_connected, asked_within, falls_back
 from exporter.control.operation import Call, NoParameters, Parameters, Plan, Progress
 from exporter.control.watching import RebootCount, watch_reboots
 
@@ -122,7 +122,7 @@ def _by_agent(call: Call, parameters: ShutdownParameters, told: Any) -> str | No
             told(f"the agent did not answer within {parameters.agent_timeout_s:g} s; it may still do it if it wakes")
             return None
     except libvirt.libvirtError as error:
-        if error.get_error_code() not in FALL_BACK:
+        if not falls_back(error):
             raise
         told(f"the agent did not answer ({error.get_error_message()})")
         return None
@@ -268,7 +268,7 @@ class Reboot(DomainOperation[RebootParameters]):
                 if parameters.mode == "agent":
                     return "agent, which has not answered"
             except libvirt.libvirtError as error:
-                if error.get_error_code() not in FALL_BACK or parameters.mode == "agent":
+                if not falls_back(error) or parameters.mode == "agent":
                     raise
         # The test driver knows no way by name.
         handle.reboot(libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN if call.session.driver == "QEMU" else 0)
