@@ -161,7 +161,7 @@ def test_state_cooldown_budget_share_and_age(bench: Bench) -> None:
     assert bench.send(alert("web1")) == ["budget"]
     bench.text = RULES + "    most_of: {domains: 'web*', ratio: 0.34}\n"
     assert bench.send(alert("web1")) == ["share"]
-    bench.now_s += 3600
+    bench.now_s += 3601
     assert bench.send(alert("web1")) == ACTED
     bench.store.put([alert("web1", number=7)], bench.now_s - 601)
     assert bench.send() == ["stale"]
