@@ -133,6 +133,11 @@ class Placement:
         names = self.layout.texts(self.names)
         return [(row.declaration.name, row.labels(names)) for row in self.layout.measured]
 
+    def computed_series(self) -> list[tuple[str, str]]:
+        """The same of each computed row."""
+        names = self.layout.texts(self.names)
+        return [(f.row.declaration.name, f.row.labels(names)) for f in self.layout.formulas]
+
 
 def _prefix(name: str, own: str, labels: str) -> str:
     inside = f"{own},{labels}" if own and labels else own or labels

@@ -45,12 +45,25 @@ def rates(previous: Batch, current: Batch) -> Floats:
 
 
 def carry(values: Floats, old: Plan, new: Plan) -> Floats:
-    """Computed rows of ``old`` at their places in ``new``, NaN where the record changed its shape or is new."""
+    """Computed rows of ``old`` at their places in ``new``, NaN where ``old`` has no such series.
+
+    A record that changed its shape (hot-plug, a part of an answer) keeps the rates of what stayed, by series.
+    """
     if old is new:
         return values
     moved = np.full(new.formulas, np.nan)
-    pairs = [(old.index[p], place) for place, p in enumerate(new.placements) if p in old.index]
-    source, target = row_ranges(pairs, old.formula_start, new.formula_start, new.formula_counts)
+    whole: list[tuple[int, int]] = []
+    for before, place in _pairs(old, new):
+        placement, same = new.placements[place], old.placements[before]
+        if same.columns is placement.columns and same.names == placement.names:
+            whole.append((before, place))
+            continue
+        start, first = int(old.formula_start[before]), int(new.formula_start[place])
+        known = {series: start + offset for offset, series in enumerate(same.computed_series())}
+        for offset, series in enumerate(placement.computed_series()):
+            if series in known:
+                moved[first + offset] = values[known[series]]
+    source, target = row_ranges(whole, old.formula_start, new.formula_start, new.formula_counts)
     moved[target] = values[source]
     moved.flags.writeable = False
     return moved
@@ -85,6 +98,13 @@ def _aligned(previous: Batch, current: Batch) -> tuple[Floats, Floats]:
     return raw, times
 
 
+def _pairs(old: Plan, new: Plan) -> list[tuple[int, int]]:
+    """Places in ``old`` and in ``new`` of the records of the same subject and source."""
+    by_subject = {(p.subject.key, p.source): place for place, p in enumerate(old.placements)}
+    found = ((by_subject.get((p.subject.key, p.source)), place) for place, p in enumerate(new.placements))
+    return [(before, place) for before, place in found if before is not None]
+
+
 def earlier_rows(old: Plan, new: Plan) -> Integers:
     """For each measured row of ``new`` its row in ``old``, -1 where there was none.
 
@@ -92,13 +112,9 @@ def earlier_rows(old: Plan, new: Plan) -> Integers:
     matched by series, so by device name and never by index.
     """
     rows = np.full(new.measured, -1, dtype=np.int64)
-    by_subject = {(p.subject.key, p.source): place for place, p in enumerate(old.placements)}
     whole: list[tuple[int, int]] = []
-    for place, placement in enumerate(new.placements):
-        before = by_subject.get((placement.subject.key, placement.source))
-        if before is None:
-            continue
-        same = old.placements[before]
+    for before, place in _pairs(old, new):
+        placement, same = new.placements[place], old.placements[before]
         if same.columns is placement.columns and same.names == placement.names:
             whole.append((before, place))
             continue

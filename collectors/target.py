@@ -51,8 +51,9 @@ class Target:
         self._deadline_s = float("inf")
         self._view: View | None = None
         self._recorded: Batch | None = None
-        self._rates: Floats = np.empty(0)
-        self._plan: Plan = builder.plan
+        self._rates: Floats = np.empty(0)  # of the last recorded pair,
+        self._rates_plan: Plan = builder.plan  # and whose rows they are
+        self._carried: tuple[Plan, Floats] = (self._rates_plan, self._rates)  # the same for the last sample's rows
         self._stopping = False
         self._answered = False
         self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
@@ -135,19 +136,26 @@ class Target:
     def _computed(self, batch: Batch) -> Floats:
         """Rates of the last recorded pair, and what this one sample gives by itself."""
         previous = self._recorded
-        if not batch.up:
-            self._rates = np.full(batch.plan.formulas, np.nan)
+        if not batch.up:  # counters may begin anew before libvirt answers again
+            self._set_rates(np.full(batch.plan.formulas, np.nan), batch.plan)
         elif previous is None:
-            self._rates = np.full(batch.plan.formulas, np.nan)
+            self._set_rates(np.full(batch.plan.formulas, np.nan), batch.plan)
             self._record(batch)
         elif batch.ended_s - previous.ended_s >= RECORD_AFTER * self._interval_s:
-            self._rates = rates(previous, batch)
+            self._set_rates(rates(previous, batch), batch.plan)
             self._record(batch)
-        else:
-            self._rates = carry(self._rates, self._plan, batch.plan)
-        self._plan = batch.plan
+        return self._shown(batch)
+
+    def _set_rates(self, values: Floats, plan: Plan) -> None:
+        self._rates, self._rates_plan = values, plan
+        self._carried = (plan, values)
+
+    def _shown(self, batch: Batch) -> Floats:
+        """Always from the recorded pair: what one odd sample has no row for is there again on the next."""
+        if self._carried[0] is not batch.plan:
+            self._carried = (batch.plan, carry(self._rates, self._rates_plan, batch.plan))
         own = derived(batch)
-        return np.where(np.isnan(own), self._rates, own)
+        return np.where(np.isnan(own), self._carried[1], own)
 
     def _record(self, batch: Batch) -> None:
         self._recorded = batch

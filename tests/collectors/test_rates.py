@@ -202,13 +202,18 @@ def test_carry_moves_rates_to_the_plan_that_follows() -> None:
     assert name % "b" not in found
 
 
-def test_carry_drops_the_rates_of_a_record_that_changed_its_shape() -> None:
+def test_carry_keeps_by_series_what_stayed_of_a_record_that_changed_its_shape() -> None:
     made = builder()
-    first, second = three(made, "ab", 0.0, 0), three(made, "ab", 10.0, 10 * SECOND)
-    third = three(made, "ab", 11.0, 10 * SECOND, a={"cpu.user": 1})
+    before = {**disk(0, "vda", 100), **disk(1, "vdb", 0)}
+    after = {**disk(0, "vda", 110), **disk(1, "vdb", 50)}
+    first, second = three(made, "ab", 0.0, 0, a=before), three(made, "ab", 10.0, 10 * SECOND, a=after)
+    name = 'libvirt_domain_block_reads_per_second{domain="a",target_device="%s"}'
+    third = three(made, "ab", 11.0, 10 * SECOND, a={**disk(0, "vdb", 50), **disk(1, "vdc", 7)})
     found = series(third, carry(rates(first, second), second.plan, third.plan))
-    assert 'libvirt_domain_cpu_usage_cores{domain="a"}' not in found
-    assert found['libvirt_domain_cpu_usage_cores{domain="b"}'] == 1
+    assert found[name % "vdb"] == 5
+    assert not {name % "vda", name % "vdc"} & found.keys()
+    assert found['libvirt_domain_cpu_usage_cores{domain="a"}'] == found[
+        'libvirt_domain_cpu_usage_cores{domain="b"}'] == 1
 
 
 def test_samples_of_a_hung_domain_have_rates_of_what_was_measured() -> None:
