@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from .support import Support
+from .support import Support, Unsupported
 
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_COUNT = 3
@@ -95,6 +95,8 @@ class Opener:
         self._back_off_s = 0.0
         self._next_attempt_s = 0.0
         self._last_error = ""
+        self.unsupported = Unsupported()
+        """What the driver said it does not support, to any lane."""
 
     def open(self) -> Any:
         """A new virConnect.  Raises ConnectionDownError; may block for as long as the daemon does."""
@@ -111,7 +113,10 @@ class Opener:
                 self._last_error = str(error)
             raise ConnectionDownError(str(error)) from error
         with self._lock:
+            was_away = self._back_off_s > 0
             self._back_off_s = self._next_attempt_s = 0.0
+        if was_away:
+            self.unsupported.clear()
         with contextlib.suppress(libvirt.libvirtError):  # drivers without a daemon (test:///) have no keepalive
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
         return connection
@@ -141,8 +146,8 @@ class Session:
         self._connection: Any = None
         self._domains: dict[str, Any] = {}
         self._driver = ""
-        self.support = Support()
-        """What the driver said it does not support."""
+        self.support = Support(opener.unsupported)
+        """Asks what the driver may not support."""
 
     @property
     def has_bulk_statistics(self) -> bool:

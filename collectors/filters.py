@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 Pattern = re.Pattern[str]
 Details = Callable[[str, int], Definition | None]
-_DEVICE_KINDS = ("block", "net", "blockjob")
+_DEVICE_KINDS = ("block.", "net.", "blockjob.", "backing.")
 _DEVICE_LABEL = "target_device"
 MOST_NAMED = 5
 

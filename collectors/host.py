@@ -13,7 +13,6 @@ from .fields import KIBIBYTE, NANOSECOND, Collector, Constant, Declaration, Fiel
 from .inventory import Inventory
 from .periodic import RunningDomain, Scope
 from .snapshot import Record, Subject, Value
-from .support import Support
 
 SUBJECT = Subject("host", ("host",), ())
 NODE_INFO = "libvirt_node_info"
@@ -85,7 +84,6 @@ class HostSource:
 
     def __init__(self, inventory: Inventory) -> None:
         self._inventory = inventory
-        self._support = Support()
         self._running: tuple[RunningDomain, ...] = ()
 
     def parts(self, session: Session, scope: Scope) -> Sequence[str]:
@@ -94,27 +92,28 @@ class HostSource:
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
         read_at_s = time.monotonic()
-        connection, ask = session.connection, self._support.ask
+        connection, ask = session.connection, session.support.ask
         info = connection.getInfo()
         stats: dict[str, Value] = {"node.cpus": info[2], "node.cells": info[4]}
         for mode, value in (ask("getCPUStats", lambda: connection.getCPUStats(-1)) or {}).items():
             stats[f"node.cpu.{mode}"] = value
         memory = ask("getMemoryStats", lambda: connection.getMemoryStats(-1)) or {"total": info[1] * 1024}
         stats |= {f"node.memory.{word}": value for word, value in memory.items()}
-        stats |= self._cells(connection) | self._ksm(connection) | self._allocated()
+        stats |= self._cells(session) | self._ksm(session) | self._allocated()
         constants = (Constant(NODE_INFO, (("hostname", connection.getHostname()), ("model", str(info[0])))),)
         yield Record(SUBJECT, self.collector, stats, read_at_s, constants)
 
-    def _cells(self, connection: Any) -> dict[str, Value]:
+    def _cells(self, session: Session) -> dict[str, Value]:
         stats: dict[str, Value] = {}
-        text = self._support.ask("getCapabilities", connection.getCapabilities)
+        connection, ask = session.connection, session.support.ask
+        text = ask("getCapabilities", connection.getCapabilities)
         for cell, pages in sorted(huge_pages(text or "<capabilities/>").items())[:_MOST_CELLS]:
-            memory = self._support.ask("getMemoryStats", partial(connection.getMemoryStats, cell)) or {}
+            memory = ask("getMemoryStats", partial(connection.getMemoryStats, cell)) or {}
             stats |= {f"node.cell.{cell}.{word}": memory[word] for word in ("total", "free") if word in memory}
             if not pages:
                 continue
             sizes = sorted(pages)
-            free = self._support.ask("getFreePages", partial(connection.getFreePages, sizes, cell, 1)) or {}
+            free = ask("getFreePages", partial(connection.getFreePages, sizes, cell, 1)) or {}
             for size_kib in sizes:
                 stem = f"node.cell.{cell}.pages.{size_kib * 1024}"
                 stats[f"{stem}.total"] = pages[size_kib]
@@ -122,8 +121,8 @@ class HostSource:
                     stats[f"{stem}.free"] = free[cell][size_kib]
         return stats
 
-    def _ksm(self, connection: Any) -> dict[str, Value]:
-        found = self._support.ask("getMemoryParameters", connection.getMemoryParameters) or {}
+    def _ksm(self, session: Session) -> dict[str, Value]:
+        found = session.support.ask("getMemoryParameters", session.connection.getMemoryParameters) or {}
         stats: dict[str, Value] = {f"node.ksm.{word}": found[f"shm_pages_{word}"] for word in _KSM
                                    if f"shm_pages_{word}" in found}
         if "shm_full_scans" in found:

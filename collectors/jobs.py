@@ -21,7 +21,6 @@ from .inventory import Inventory
 from .periodic import RunningDomain, Scope
 from .snapshot import Record, Value
 from .snapshots import lookup
-from .support import Support
 
 JOB_INFO = "libvirt_domain_job_info"
 LAST_INFO = "libvirt_domain_job_last_info"
@@ -105,7 +104,6 @@ class JobSource:
 
     def __init__(self, inventory: Inventory) -> None:
         self._inventory = inventory
-        self._support = Support()
         self._lock = threading.Lock()
         self._busy: set[str] = set()
         self._last: dict[tuple[str, int], Mapping[str, Value]] = {}
@@ -145,7 +143,7 @@ class JobSource:
         if domain is None:
             return None
         key = (part.uuid, part.id)
-        job = self._asked(session, lambda: self._support.ask("jobStats", lambda: domain.jobStats(0))) or {}
+        job = self._asked(session, lambda: session.support.ask("jobStats", lambda: domain.jobStats(0))) or {}
         stats: dict[str, Value] = {}
         constants: list[Constant] = []
         running = job.get("type", 0) in (1, 2)
@@ -155,7 +153,8 @@ class JobSource:
                                                  ("type", named(_TYPES, job.get("type"))))))
         elif touched or key not in self._last or part.uuid in self._busy:
             flags = _COMPLETED | _KEEP
-            done = self._asked(session, lambda: self._support.ask("completed job", lambda: domain.jobStats(flags)))
+            done = self._asked(session, lambda: session.support.ask(
+                "jobStats completed", lambda: domain.jobStats(flags)))
             self._last[key] = done or {}
         last = self._last.get(key, {})
         if last.get("operation"):
@@ -176,7 +175,7 @@ class JobSource:
             if not disk.source_file or disk.device != "disk":
                 continue
             name = disk.target_device
-            info = self._asked(session, lambda name=name: self._support.ask(
+            info = self._asked(session, lambda name=name: session.support.ask(
                 "blockJobInfo", lambda: domain.blockJobInfo(name, _BANDWIDTH_IN_BYTES)))
             if not info:
                 continue

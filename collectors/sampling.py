@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from .domain import STATES
 from .fields import Collector, Declaration, Field, Info, Kind
+from .support import UNSUPPORTED_INFO
 
 
 def _own(source: str, name: str, text: str, kind: Kind = Kind.GAUGE, fixed: tuple[tuple[str, str], ...] = ()) -> Field:
@@ -53,6 +54,9 @@ def sampling(collectors: Iterable[Collector]) -> Collector:
                "Domains that are not on the page because they, or all together, have too many series "
                "(filter.max_series_per_domain, filter.max_series; cut.domain, cut.all, domains).",
                fixed=(("limit", limit),)) for limit in ("domain", "all")),
+        Info(UNSUPPORTED_INFO,
+             "Always 1; a libvirt call that the hypervisor's driver does not support, so that what it would give is "
+             "absent; it is not made again (support, text).", ("call",), source="support", since=""),
         # The page itself adds this one, since a sample ages after it was taken.
         _own("sample.age", "virtgauge_sample_age_seconds",
              "Seconds since the sample on this page was whole (sample.age, seconds)."),

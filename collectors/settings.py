@@ -13,7 +13,6 @@ from .inventory import Inventory
 from .periodic import RunningDomain, Scope
 from .snapshot import Record, Value
 from .snapshots import all_domains, lookup
-from .support import Support
 
 _MESSAGES = (("deprecation", 1), ("tainting", 2))  # virDomainMessageType
 
@@ -47,7 +46,7 @@ class SettingsSource:
     deadline_s = 10.0
 
     def __init__(self, _inventory: Inventory) -> None:
-        self._support = Support()
+        pass
 
     def parts(self, session: Session, scope: Scope) -> Sequence[RunningDomain]:
         return all_domains(session)
@@ -59,11 +58,11 @@ class SettingsSource:
         if domain is None:
             return
         answers: dict[str, Value | None] = {
-            "settings.autostart": self._support.ask("autostart", domain.autostart),
-            "settings.persistent": self._support.ask("isPersistent", domain.isPersistent),
-            "settings.managed-save": self._support.ask("hasManagedSaveImage", lambda: domain.hasManagedSaveImage(0))}
+            "settings.autostart": session.support.ask("autostart", domain.autostart),
+            "settings.persistent": session.support.ask("isPersistent", domain.isPersistent),
+            "settings.managed-save": session.support.ask("hasManagedSaveImage", lambda: domain.hasManagedSaveImage(0))}
         for kind, flag in _MESSAGES:
-            messages = self._support.ask("messages", partial(domain.messages, flag))
+            messages = session.support.ask("messages", partial(domain.messages, flag))
             answers[f"settings.messages.{kind}"] = None if messages is None else len(messages)
         stats = {key: value for key, value in answers.items() if value is not None}
         yield Record(domain_subject(part), self.collector, stats, read_at_s)

@@ -16,7 +16,6 @@ from .fields import Collector, Declaration, Field, Kind
 from .inventory import Inventory
 from .periodic import RunningDomain, Scope
 from .snapshot import Record, Value
-from .support import Support
 
 _KINDS = (("snapshots", "snapshot", "virDomainListAllSnapshots", "0.9.13"),
           ("checkpoints", "checkpoint", "virDomainListAllCheckpoints", "5.6.0"))
@@ -62,7 +61,6 @@ class SnapshotSource:
     deadline_s = 10.0
 
     def __init__(self, _inventory: Inventory) -> None:
-        self._support = Support()
         self._created: dict[tuple[str, str], dict[str, int]] = {}
 
     def parts(self, session: Session, scope: Scope) -> Sequence[RunningDomain]:
@@ -81,7 +79,7 @@ class SnapshotSource:
         lists = (("snapshots", domain.listAllSnapshots),
                  ("checkpoints", getattr(domain, "listAllCheckpoints", None)))
         for many, listing in lists:
-            found = self._support.ask(many, partial(listing, 0)) if listing is not None else None
+            found = session.support.ask(listing.__name__, partial(listing, 0)) if listing is not None else None
             if not found:
                 self._created.pop((part.uuid, many), None)
                 continue

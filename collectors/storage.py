@@ -74,7 +74,7 @@ class PoolSource:
         pass
 
     def parts(self, session: Session, scope: Scope) -> Sequence[str]:
-        return sorted(pool.name() for pool in session.connection.listAllStoragePools(0))
+        return _pool_names(session, 0)
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
         read_at_s = time.monotonic()
@@ -100,7 +100,7 @@ class VolumeSource:
         pass
 
     def parts(self, session: Session, scope: Scope) -> Sequence[str]:
-        return sorted(pool.name() for pool in session.connection.listAllStoragePools(_ACTIVE_POOLS))
+        return _pool_names(session, _ACTIVE_POOLS)
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
         read_at_s = time.monotonic()
@@ -122,6 +122,12 @@ class VolumeSource:
 
 
 _ACTIVE_POOLS = 2  # VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE
+
+
+def _pool_names(session: Session, flags: int) -> list[str]:
+    connection = session.connection
+    pools = session.support.ask("listAllStoragePools", lambda: connection.listAllStoragePools(flags)) or []
+    return sorted(pool.name() for pool in pools)
 
 
 def _pool(session: Session, name: str) -> Any:

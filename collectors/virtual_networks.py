@@ -14,7 +14,6 @@ from .fields import Constant as Series
 from .inventory import Inventory
 from .periodic import Scope
 from .snapshot import Record, Subject, Value
-from .support import Support
 
 NETWORK_INFO = "libvirt_network_info"
 INTERFACE_INFO = "libvirt_node_interface_info"
@@ -60,10 +59,10 @@ class NetworkSource:
     deadline_s = 10.0
 
     def __init__(self, _inventory: Inventory) -> None:
-        self._support = Support()
+        pass
 
     def parts(self, session: Session, scope: Scope) -> Sequence[tuple[str, str]]:
-        networks = self._support.ask("listAllNetworks", lambda: session.connection.listAllNetworks(0)) or []
+        networks = session.support.ask("listAllNetworks", lambda: session.connection.listAllNetworks(0)) or []
         return [("interfaces", ""), ("networks", ""), *sorted(("network", str(n.name())) for n in networks)]
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
@@ -73,7 +72,7 @@ class NetworkSource:
         if kind == "network":
             yield from self._network(session, name, read_at_s)
         elif kind == "networks":
-            networks = self._support.ask("listAllNetworks", lambda: session.connection.listAllNetworks(0))
+            networks = session.support.ask("listAllNetworks", lambda: session.connection.listAllNetworks(0))
             if networks is not None:
                 active = sum(1 for network in networks if network.isActive())
                 stats: dict[str, Value] = {"networks.active": active, "networks.inactive": len(networks) - active}
@@ -92,7 +91,7 @@ class NetworkSource:
         stats: dict[str, Value] = {"network.active": active, "network.autostart": network.autostart(),
                                    "network.persistent": network.isPersistent()}
         if active:
-            leases = self._support.ask("DHCPLeases", lambda: network.DHCPLeases())
+            leases = session.support.ask("DHCPLeases", lambda: network.DHCPLeases())
             if leases is not None:
                 stats["network.leases"] = len(leases)
         subject = Subject("network", (network.UUIDString(),), (("network", name),))
@@ -100,7 +99,9 @@ class NetworkSource:
         yield Record(subject, self.collector, stats, read_at_s, (info,))
 
     def _interfaces(self, session: Session, read_at_s: float) -> Iterable[Record]:
-        for interface in self._support.ask("listAllInterfaces", lambda: session.connection.listAllInterfaces(0)) or []:
+        connection = session.connection
+        found = session.support.ask("listAllInterfaces", lambda: connection.listAllInterfaces(0))
+        for interface in found or []:
             name = str(interface.name())
             subject = Subject("interface", (name,), (("interface", name),))
             info = Series(INTERFACE_INFO, (("mac", str(interface.MACString() or "")),))

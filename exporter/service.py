@@ -91,7 +91,8 @@ class Exporter:
         records = DomainRecords(groups, self.inventory, kernel)
         sampler = Sampler(self.pool, self.inventory, enabled, records, self.background, settings.sampling.chunk,
                           build_info(VERSION), heard=[counts] if counting else (), wants=filters.wants,
-                          own_records=[cap.own_record, *([self.archive.own_record] if self.archive else [])])
+                          own_records=[cap.own_record, opener.unsupported.own_record,
+                                       *([self.archive.own_record] if self.archive else [])])
         self.target = Target(sampler, builder, settings.sampling.max_age, settings.sampling.interval,
                              [self.archive.record] if self.archive else ())
         registry = None if settings.web.disable_exporter_metrics else process_registry(refusals)

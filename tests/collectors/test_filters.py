@@ -14,6 +14,7 @@ from collectors.filters import Cap, Choice, Filters
 from collectors.layout import Compiler
 from collectors.snapshot import Record
 from tests.samples import FIXTURES, captured, captured_xml, record, series, snapshot
+from tests.written_stats import beside
 
 
 def choice(include: str | None = None, exclude: str | None = None) -> Choice:
@@ -41,6 +42,19 @@ def test_devices_are_left_out_with_all_their_series() -> None:
     only = filters_of_one("vda")
     assert {match for name in series(Builder(Compiler(COLLECTORS)).batch(snapshot(*only.chosen(
         records, lambda *_: None)))) for match in re.findall('target_device="(.*?)"', name)} == {"vda"}
+
+
+def test_every_source_s_series_of_a_device_go_with_it() -> None:
+    """A collector that names devices under another key must be known to the filter."""
+    records = [record(r.stats, 0.0, constants=r.constants) for r in (*captured("busy")[-1], *beside(0.0))
+               if r.subject.kind == "domain"]
+    named = {field.label_key.partition(".")[0] for collector in COLLECTORS for field in collector.fields()
+             if field.label == "target_device"}
+    assert named <= {key.partition(".")[0] for r in records for key in r.stats}
+    only = Filters(device=choice("no such"))
+    for one in records:
+        batch = Builder(Compiler(COLLECTORS)).batch(snapshot(*only.chosen([one], lambda *_: None)))
+        assert not [name for name in series(batch) if "target_device" in name]
 
 
 def filters_of_one(device: str) -> Filters:

@@ -52,7 +52,7 @@ def test_only_the_groups_asked_for_and_only_what_is_missing(session: Session) ->
 
 
 def test_without_any_bulk_call_the_domains_own_calls_serve(session: Session) -> None:
-    session.support.unsupported |= {"getAllDomainStats", "domainListGetStats"}
+    session.support.unsupported.add("getAllDomainStats", "domainListGetStats")
     roster = read_roster(session)
     entry, = roster.entries
     assert entry.stats == {"state.state": 1, "state.reason": 0}
@@ -62,7 +62,7 @@ def test_without_any_bulk_call_the_domains_own_calls_serve(session: Session) -> 
 
 
 def test_what_is_not_supported_costs_its_values_only(session: Session) -> None:
-    session.support.unsupported |= {"blockStats", "memoryStats", "vcpus", "info", "XMLDesc"}
+    session.support.unsupported.add("blockStats", "memoryStats", "vcpus", "info", "XMLDesc")
     entry, = read_roster(session).entries
     domain: Any = read_chunk(session, [entry.uuid], group_bits(CORE)).domains[0]
     assert {key.partition(".")[0] for key in domain.stats} == {"state", "sample", "monitor"}
