@@ -4,7 +4,9 @@
 #
 # PYTHON=python3.12   the interpreter for .venv (default: python3)
 # ARGS='...'          for run: flags of 'virtgauge exporter'; for test, soak: arguments of pytest
+# WORKERS=1           for test: processes that run test files side by side (default: 2; live tests mostly wait)
 PYTHON ?= python3
+WORKERS ?= 2
 ARGS ?=
 export PYTHON
 
@@ -24,7 +26,7 @@ run:
 test:
 	@setup/install test
 	@$(MAKE) --no-print-directory lint
-	$(PYTEST) -m "not soak" $(ARGS)
+	$(PYTEST) -m "not soak" -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint:
 	@setup/install run
