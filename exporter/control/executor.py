@@ -263,7 +263,7 @@ class _Run:
                 self._before = operation.state(self._call, self._act.parameters)
             self._lock.open_act(self._open)
             self._audit.append(self._append("begin", {"before": self._before}))
-        except ControlError:
+        except BaseException:  # a defect, too, must not leave the subject busy for as long as the service runs
             self._lock.close_act()
             self._lock.release()
             raise

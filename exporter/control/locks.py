@@ -31,8 +31,14 @@ class SubjectLock:
         self.left_open = _read(fd)
 
     def open_act(self, act: Mapping[str, JsonValue]) -> None:
-        """Writes the act down, on the disk before this returns."""
-        self._write(json.dumps(dict(act)).encode())
+        """Writes the act down, on the disk before this returns. Raises UnreachableError where it cannot be."""
+        try:
+            self._write(json.dumps(dict(act)).encode())
+        except OSError as error:
+            raise UnreachableError(
+                f"the act cannot be written down in its lock ({error.strerror})",
+                next_step="make room for the state folder",
+            ) from error
 
     def close_act(self) -> None:
         self._write(b"")

@@ -59,7 +59,7 @@ UNUSED = {
     "libvirt_node_interface_": "the host's own interfaces are node_exporter's subject",
     "libvirt_node_ksm_": "only hosts that merge pages have them",
     "libvirt_domain_memory_stats_hugetlb_": "only guests with huge pages have them; a graph would be empty for others",
-    "virtgauge_unsupported_call_info": "of other hypervisors' drivers; QEMU's supports what is asked, where it is not old",
+    "virtgauge_unsupported_call_info": "of other hypervisors' drivers; a QEMU of today supports what is asked",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -118,6 +119,32 @@ def test_a_dry_run_changes_and_writes_nothing(executor, folders):
     assert run(executor, Pause(), dry_run=True).dry_run
     assert run(executor, lookup.ShowDomain()).details["state"] == "running"
     assert not folders.trail.exists()
+
+
+def test_a_defect_before_the_act_leaves_the_domain_free(executor):
+    class Broken(Pause):
+        def plan(self, call, parameters):
+            return Plan()
+
+        def state(self, call, parameters):
+            raise ValueError("a defect")
+
+    with pytest.raises(ValueError, match="a defect"):
+        run(executor, Broken())
+    assert run(executor, Pause()).changed
+
+
+def test_a_full_disk_does_nothing_and_leaves_the_domain_free(executor):
+    executor.folders.private(executor.folders.locks)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(UnreachableError, match="make room"):
+            run(executor, Pause())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    result = run(executor, Pause())
+    assert (result.before["state"], result.after["state"]) == ("running", "paused")
 
 
 def test_what_cannot_be_undone_needs_the_name(executor, folders):
