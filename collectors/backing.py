@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from .bulk import GROUP_BITS
 from .connection import Session
-from .domain_groups import domain_subject
+from .domain_groups import domain_subject, read_whole
 from .fields import Collector, Declaration, Field, Kind
 from .inventory import Inventory
 from .periodic import RunningDomain, Scope
 from .snapshot import Record, Value
 
-_NOWAIT, _BACKING = 1 << 29, 1 << 30
+_BACKING = 1 << 30
 _NAME_KEY = "backing.<n>.name"
 _SIZES = {"allocation": ("allocation", "Highest offset written to the image since the domain started"),
           "capacity": ("capacity", "Size of the image as its user sees it"),
@@ -53,15 +52,11 @@ class BackingSource:
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
         assert isinstance(part, RunningDomain)
-        read_at_s = time.monotonic()
-        domains = session.domains((part.uuid,))
-        if not domains:
-            return
-        rows = session.connection.domainListGetStats(domains, GROUP_BITS["block"], _NOWAIT | _BACKING)
-        for domain, stats in rows:
-            found = chains(stats)
-            if found and domain.ID() == part.id:
-                yield Record(domain_subject(part), self.collector, found, read_at_s)
+        answer = read_whole(session, part.uuid, GROUP_BITS["block"], _BACKING)
+        for domain in answer.domains:
+            found = chains(domain.stats)
+            if found and domain.id == part.id:
+                yield Record(domain_subject(part), self.collector, found, answer.sampled_at_s)
 
 
 def chains(stats: Mapping[str, Value]) -> dict[str, Value]:

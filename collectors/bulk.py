@@ -106,8 +106,8 @@ def _version(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
-def read_chunk(session: Session, uuids: Iterable[str], mask: int, whole: bool = True) -> ChunkAnswer:
-    """Bulk statistics of active domains, without waiting for jobs that others hold.
+def read_chunk(session: Session, uuids: Iterable[str], mask: int, whole: bool = True, flags: int = 0) -> ChunkAnswer:
+    """Bulk statistics of active domains, without waiting for jobs that others hold.  ``flags`` are further ones.
 
     NOWAIT does not bound the call: it waits for as long as a QEMU hangs whose job is free (see ``asking``).
     ``whole`` False says that ``mask`` is not all that is wanted, so that no answer is complete.
@@ -118,7 +118,7 @@ def read_chunk(session: Session, uuids: Iterable[str], mask: int, whole: bool = 
         return ChunkAnswer(sampled_at_s, ())
     if not session.has_bulk_statistics:
         return ChunkAnswer(sampled_at_s, tuple(_by_domain(session, domains, mask)))
-    rows = session.connection.domainListGetStats(domains, mask, _NOWAIT)
+    rows = session.connection.domainListGetStats(domains, mask, _NOWAIT | flags)
     return ChunkAnswer(sampled_at_s, tuple(_domain_stats(domain, stats, mask, whole) for domain, stats in rows))
 
 

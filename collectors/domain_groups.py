@@ -7,10 +7,11 @@ KVM's counters along, must not meet the kernel source's.  A domain that hangs or
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .bulk import group_bits, read_chunk
+from .bulk import GROUP_BITS, ChunkAnswer, group_bits, read_chunk
 from .connection import Session
 from .fields import Collector, Field, StateSet
 from .periodic import RunningDomain, Scope
@@ -18,6 +19,11 @@ from .snapshot import Record, Subject, Value
 
 PERIOD_S = 15.0
 DEADLINE_S = 10.0
+AGAIN_AFTER_S = (0.03, 0.1, 0.3)
+"""Pauses before a domain is asked again whose job somebody held: the sampling, say, or another of these sources."""
+_HUNG_AFTER_S = 0.4
+# Groups that come of the monitor and leave no trace in an answer where they are missing.
+_TRACELESS = group_bits(("vcpu", "vm", "iothread", "dirtyrate"))
 _INDEX = re.compile(r"(?<=\.)[0-9]+(?=\.|$)")
 
 Rewrite = Callable[[Mapping[str, Value]], dict[str, Value]]
@@ -26,6 +32,22 @@ Rewrite = Callable[[Mapping[str, Value]], dict[str, Value]]
 def domain_subject(domain: RunningDomain) -> Subject:
     """The Subject of a running domain's Records, the same as the sampler's."""
     return Subject("domain", (domain.uuid, domain.id), (("domain", domain.name),))
+
+
+def read_whole(session: Session, uuid: str, mask: int, flags: int = 0) -> ChunkAnswer:
+    """One domain's statistics, asked again a few times where its job was taken; the last answer may be in part.
+
+    Without it a source would lose a domain's series for a whole period to a call that took milliseconds.
+    """
+    if mask & _TRACELESS:
+        mask |= GROUP_BITS["balloon"]  # tells a whole answer from one in part
+    for pause_s in (*AGAIN_AFTER_S, None):
+        answer = read_chunk(session, (uuid,), mask, flags=flags)
+        taken = [d.stats.get("monitor.busy", 0) for d in answer.domains if not d.complete]
+        if pause_s is None or not taken or any(isinstance(s, int | float) and s >= _HUNG_AFTER_S for s in taken):
+            break
+        time.sleep(pause_s)
+    return answer
 
 
 @dataclass(frozen=True)
@@ -48,7 +70,7 @@ class GroupsSource:
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
         assert isinstance(part, RunningDomain)
-        answer = read_chunk(session, (part.uuid,), self.mask)
+        answer = read_whole(session, part.uuid, self.mask)
         for domain in answer.domains:
             if domain.id != part.id:
                 continue  # it was started anew meanwhile
