@@ -2,11 +2,12 @@
 
 The XML comes from the daemon, but parts of it (title, metadata) come from whoever owns the guest: a document type
 is refused before any entity in it is expanded, numbers that are none are absent, and label values have a limit.
+The metadata, of which libvirt checks least, are read apart (``owner_metadata``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -14,11 +15,10 @@ from xml.parsers import expat
 
 from .fields import Constant, Labels
 from .limits import limits
+from .owner_metadata import MappedLabel, Owner, cut, owner_of, split
 
 XML_MOST_CHARACTERS = 4 * 1024 * 1024
 """Longest XML that is read: libvirt's own limit of a string on the wire."""
-LABEL_MOST_CHARACTERS = 1024
-"""Longest label value; the rest is cut, so that one title cannot fill a page."""
 
 DOMAIN_INFO = "libvirt_domain_info"
 BLOCK_INFO = "libvirt_domain_block_info"
@@ -41,28 +41,9 @@ _MEMORY_UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB"
                  "GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40}
 Device = TypeVar("Device")
 
-_NOVA = "{http://openstack.org/xmlns/libvirt/nova/1."
-_KUBEVIRT = "{http://kubevirt.io}"
-
 
 class DomainXMLError(ValueError):
     """The text is no domain XML, or one that is refused; the message says what is wrong with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Who the domain belongs to, as a cloud's metadata tells; empty where it does not.
-
-    OpenStack nova 1.x fills all of it.  KubeVirt: ``instance_name`` is the VM's name and ``project_name`` its
-    namespace.  oVirt's metadata names no owner, and its VM's name is the domain's.
-    """
-
-    instance_name: str = ""
-    flavor: str = ""
-    project_name: str = ""
-    project_uuid: str = ""
-    user_name: str = ""
-    user_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +91,7 @@ class Definition:
     id: int | None
     name: str
     title: str
+    description: str
     type: str
     os_type: str
     arch: str
@@ -124,11 +106,19 @@ class Definition:
     disks: tuple[Disk, ...]
     interfaces: tuple[Interface, ...]
     limits: tuple[Constant, ...] = ()
+    metadata_problem: str = ""
 
 
-def parse(xml: str) -> Definition:
-    """The Definition in a domain's XML (XMLDesc without flags).  Raises DomainXMLError.  Any thread."""
-    root = _tree(xml)
+def parse(xml: str, labels: Sequence[MappedLabel] = ()) -> Definition:
+    """The Definition in a domain's XML (XMLDesc without flags).  Raises DomainXMLError.  Any thread.
+
+    ``labels`` are read from the metadata; what is wrong with these is told in ``metadata_problem`` and costs no
+    more than the labels it concerns.
+    """
+    if len(xml) > XML_MOST_CHARACTERS:
+        raise DomainXMLError(f"it has {len(xml)} characters, more than {XML_MOST_CHARACTERS}")
+    text, metadata = split(xml)
+    root = _tree(text)
     if root.tag != "domain":
         raise DomainXMLError(f"the root element is <{root.tag[:80]}>, not <domain>")
     os_type = root.find("os/type")
@@ -137,8 +127,10 @@ def parse(xml: str) -> Definition:
     current = _number(vcpu.get("current", "")) if vcpu is not None else None
     balloon = root.find("devices/memballoon")
     name = _text(root, "name")
+    owner, problem = owner_of(metadata, name, labels)
     return Definition(
-        uuid=_text(root, "uuid"), id=_number(root.get("id", "")), name=name, title=_text(root, "title"),
+        uuid=_text(root, "uuid"), id=_number(root.get("id", "")), name=name,
+        title=cut(_text(root, "title")), description=cut(_text(root, "description")),
         type=root.get("type", ""), os_type=_text(root, "os/type"),
         arch=os_type.get("arch", "") if os_type is not None else "",
         machine=os_type.get("machine", "") if os_type is not None else "",
@@ -146,14 +138,12 @@ def parse(xml: str) -> Definition:
         memory_bytes=_memory(root, "currentMemory"), maximum_memory_bytes=_memory(root, "memory"),
         balloon_model=balloon.get("model", "") if balloon is not None else "",
         balloon_period_s=_number(_attribute(root, "devices/memballoon/stats", "period")) or 0,
-        owner=_owner(root, name), disks=tuple(_disks(root)), interfaces=tuple(_interfaces(root)),
-        limits=limits(root))
+        owner=owner, disks=tuple(_disks(root)), interfaces=tuple(_interfaces(root)),
+        limits=limits(root), metadata_problem=problem)
 
 
 def _tree(xml: str) -> Element:
     """The root element.  expat is driven by hand, since ElementTree's parser cannot refuse a document type."""
-    if len(xml) > XML_MOST_CHARACTERS:
-        raise DomainXMLError(f"it has {len(xml)} characters, more than {XML_MOST_CHARACTERS}")
     builder = TreeBuilder()
     parser = expat.ParserCreate(namespace_separator="}")
     parser.buffer_text = True
@@ -195,20 +185,6 @@ def _memory(root: Element, path: str) -> int | None:
     number = _number(_text(root, path))
     unit = _MEMORY_UNITS.get(_attribute(root, path, "unit") or "KiB")
     return None if number is None or unit is None else number * unit
-
-
-def _owner(root: Element, name: str) -> Owner:
-    for element in root.iterfind("metadata/*"):
-        if element.tag.startswith(_NOVA) and element.tag.endswith("}instance"):
-            space = element.tag[:-len("instance")]
-            user, project = f"{space}owner/{space}user", f"{space}owner/{space}project"
-            return Owner(_text(element, f"{space}name"), _attribute(element, f"{space}flavor", "name"),
-                         _text(element, project), _attribute(element, project, "uuid"),
-                         _text(element, user), _attribute(element, user, "uuid"))
-        if element.tag == f"{_KUBEVIRT}kubevirt":  # the domain is namespace_name; neither may hold an underscore
-            namespace, _, instance = name.partition("_")
-            return Owner(instance_name=instance, project_name=namespace) if instance else Owner()
-    return Owner()
 
 
 def _disks(root: Element) -> Iterator[Disk]:
@@ -256,9 +232,10 @@ def constants(definition: Definition) -> tuple[Constant, ...]:
     owner = definition.owner
     series = [Constant(DOMAIN_INFO, _labels(
         uuid=definition.uuid, type=definition.type, os_type=definition.os_type, arch=definition.arch,
-        machine=definition.machine, title=definition.title, instance_name=owner.instance_name,
-        flavor=owner.flavor, project_name=owner.project_name, project_uuid=owner.project_uuid,
-        user_name=owner.user_name, user_uuid=owner.user_uuid))]
+        machine=definition.machine, title=definition.title, description=definition.description,
+        instance_name=owner.instance_name, flavor=owner.flavor, project_name=owner.project_name,
+        project_uuid=owner.project_uuid, user_name=owner.user_name, user_uuid=owner.user_uuid,
+        **dict(owner.mapped)))]
     for name, disk in _once((disk.target_device, disk) for disk in definition.disks):
         series.append(Constant(BLOCK_INFO, _labels(
             target_device=name, bus=disk.bus, disk_type=disk.disk_type, driver_type=disk.driver_type,
@@ -277,13 +254,9 @@ def _once(devices: Iterable[tuple[str, Device]]) -> Iterator[tuple[str, Device]]
     """Devices with a name, the first of each: a series given twice would cost the whole page."""
     seen: dict[str, Device] = {}
     for name, device in devices:
-        seen.setdefault(_cut(name), device)
+        seen.setdefault(cut(name), device)
     return ((name, device) for name, device in seen.items() if name)
 
 
 def _labels(**labels: str) -> Labels:
-    return tuple((name, _cut(value)) for name, value in labels.items())
-
-
-def _cut(value: str) -> str:
-    return value if len(value) <= LABEL_MOST_CHARACTERS else value[:LABEL_MOST_CHARACTERS - 1] + "…"
+    return tuple((name, cut(value)) for name, value in labels.items())

@@ -88,11 +88,12 @@ class Filters:
 
 
 def metadata_texts(definition: Definition) -> list[str]:
-    """``label=value`` of what a domain's XML says of its title and owner."""
+    """``label=value`` of what a domain's XML says of its title, description and owner (mapped labels, too)."""
     owner = definition.owner
-    values = {"title": definition.title, "instance_name": owner.instance_name, "flavor": owner.flavor,
-              "project_name": owner.project_name, "project_uuid": owner.project_uuid, "user_name": owner.user_name,
-              "user_uuid": owner.user_uuid}
+    values = {"title": definition.title, "description": definition.description,
+              "instance_name": owner.instance_name, "flavor": owner.flavor, "project_name": owner.project_name,
+              "project_uuid": owner.project_uuid, "user_name": owner.user_name, "user_uuid": owner.user_uuid,
+              **dict(owner.mapped)}
     return [f"{label}={value}" for label, value in values.items()]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import libvirt
@@ -25,11 +25,15 @@ from .domain_xml import (
     parse,
 )
 from .fields import Collector, Constant, Info
+from .owner_metadata import MappedLabel
 
 log = logging.getLogger(__name__)
 
 MOST_AGE_S = 600.0
 """Age at which an XML is read again without an event: a new balloon statistics period, for one, sends none."""
+
+_ALL = "its info and limit series are absent"
+_OWNER = "the labels that this concerns are empty"
 
 Key = tuple[str, int]
 """A running domain: (uuid, id).  A restart gives another id, thus another key."""
@@ -60,10 +64,10 @@ INVENTORY = Collector(
     help="Names, devices, block limits and owner of each running domain, from its XML.",
     declarations=(
         Info(DOMAIN_INFO,
-             "Always 1; what the domain is and who owns it, from OpenStack nova's or KubeVirt's metadata (domain XML "
-             "<domain>, <os>, <title>, <metadata>, text).",
-             ("domain", "uuid", "type", "os_type", "arch", "machine", "title", "instance_name", "flavor",
-              "project_name", "project_uuid", "user_name", "user_uuid")),
+             "Always 1; what the domain is and who owns it, from OpenStack nova's, KubeVirt's or oVirt's metadata, and "
+             "the labels of metadata.labels (domain XML <domain>, <os>, <title>, <description>, <metadata>, text).",
+             ("domain", "uuid", "type", "os_type", "arch", "machine", "title", "description", "instance_name",
+              "flavor", "project_name", "project_uuid", "user_name", "user_uuid")),
         Info(BLOCK_INFO, "Always 1; what the disk is and where its data lies (domain XML <disk>, text).",
              ("domain", "target_device", "bus", "disk_type", "driver_type", "cache", "discard", "serial",
               "source_file"), source="domain XML <disk>"),
@@ -99,9 +103,11 @@ class Inventory:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic,
-                 also: Callable[[tuple[Constant, ...]], tuple[Constant, ...]] = lambda own: own) -> None:
-        """``also`` adds to the constant series of a domain, say under other names."""
+                 also: Callable[[tuple[Constant, ...]], tuple[Constant, ...]] = lambda own: own,
+                 labels: Sequence[MappedLabel] = ()) -> None:
+        """``also`` adds to the constant series of a domain, say under other names; ``labels`` to its info."""
         self._also = also
+        self._labels = tuple(labels)
         self._clock = clock
         self._lock = threading.Lock()  # never held across a libvirt call
         self._entries: dict[Key, _Entry] = {}
@@ -113,7 +119,7 @@ class Inventory:
 
     @property
     def failures(self) -> int:
-        """Running domains whose XML could not be read or parsed the last time, of those wanted last."""
+        """Running domains whose XML could not be read in full the last time, of those wanted last."""
         with self._lock:
             return len(self._repeats)
 
@@ -187,21 +193,24 @@ class Inventory:
     def _read(self, session: Session, domain: libvirt.virDomain, key: Key, epoch: int) -> None:
         read_at_s = self._clock()
         try:
-            definition = parse(domain.XMLDesc(0))
+            definition = parse(domain.XMLDesc(0), self._labels)
         except libvirt.libvirtError as error:
             if session.lost(error):
                 raise
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:  # else it is gone meanwhile
-                self._failed(key[0], domain.name(), str(error))
+                self._failed(key[0], domain.name(), f"no inventory: {error}", _ALL)
             return
         except DomainXMLError as error:
             # Kept as broken until an event says that it changed: reading it at each sample would not mend it.
             self._store(key, _Entry(None, None, epoch, read_at_s))
-            self._failed(key[0], domain.name(), str(error))
+            self._failed(key[0], domain.name(), f"no inventory: {error}", _ALL)
             return
         if definition.id == key[1]:  # else it was stopped or started anew: what is wanted no longer runs
             self._store(key, _Entry(definition, self._also(constants(definition)), epoch, read_at_s))
-        self._mended(key[0], domain.name())
+        if definition.metadata_problem:
+            self._failed(key[0], domain.name(), f"its metadata: {definition.metadata_problem}", _OWNER)
+        else:
+            self._mended(key[0], domain.name())
 
     def _store(self, key: Key, entry: _Entry) -> None:
         with self._lock:
@@ -212,15 +221,14 @@ class Inventory:
                     definition=old.definition if old.definition == entry.definition else entry.definition)
             self._entries[key] = entry
 
-    def _failed(self, uuid: str, name: str, why: str) -> None:
+    def _failed(self, uuid: str, name: str, why: str, lost: str) -> None:
         with self._lock:
             count = self._repeats[uuid] = self._repeats.get(uuid, 0) + 1
         if count in (1, 10, 100) or count % 1000 == 0:
-            log.warning("no inventory of domain %.200s: %s (failure %d); its info and limit series are absent",
-                        name, why, count)
+            log.warning("domain %.200s: %s (failure %d); %s", name, why, count, lost)
 
     def _mended(self, uuid: str, name: str) -> None:
         with self._lock:
             count = self._repeats.pop(uuid, 0)
         if count:
-            log.info("inventory of domain %.200s is back after %d failures", name, count)
+            log.info("domain %.200s: its inventory is whole after %d failures", name, count)

@@ -8,11 +8,12 @@ field here; a new section is one class and one line in `Settings`. `exporter.set
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from exporter.listening import ListenAddress
+from exporter.metadata_labels import MetadataLabel, metadata_labels, parse_metadata_label, parse_namespace
 from exporter.setting_types import (
     SECRET,
     ArchiveUri,
@@ -207,6 +208,36 @@ class HistorySettings(Section):
     )
 
 
+class MetadataSettings(Section):
+    """Labels of ``libvirt_domain_info`` besides those of the known clouds."""
+
+    labels: Annotated[
+        tuple[Annotated[str, BeforeValidator(parse_metadata_label)], ...], BeforeValidator(parse_list)
+    ] = Field(
+        default=(),
+        description="Label read from the domains' metadata, LABEL=XPATH, like team=site:guest/site:team/@name;"
+        " repeatable.",
+    )
+    namespaces: Annotated[
+        tuple[Annotated[str, BeforeValidator(parse_namespace)], ...], BeforeValidator(parse_list)
+    ] = Field(
+        default=(),
+        description="Prefix for those XPaths and its namespace, PREFIX=URI, like site=https://example.org/guests/1.0;"
+        " repeatable.",
+    )
+
+    @property
+    def mapped(self) -> tuple[MetadataLabel, ...]:
+        """The labels, ready to be read."""
+        return metadata_labels(self.labels, self.namespaces)
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        """Named at start, since a wrong path would only ever be an empty label."""
+        metadata_labels(self.labels, self.namespaces)
+        return self
+
+
 class FilterSettings(Section):
     """Which domains and devices are watched; patterns match whole texts."""
 
@@ -242,6 +273,7 @@ class Settings(Section):
     host: HostSettings = HostSettings()
     state: StateSettings = StateSettings()
     compat: CompatSettings = CompatSettings()
+    metadata: MetadataSettings = MetadataSettings()
     filter: FilterSettings = FilterSettings()
     control: ControlSettings = ControlSettings()
     archive: ArchiveSettings = ArchiveSettings()

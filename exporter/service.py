@@ -62,7 +62,7 @@ class Exporter:
     def __init__(self, settings: Settings, refusals: Refusals | None = None) -> None:
         enabled = [c for c in COLLECTORS if c.name in settings.collector.enabled]
         opener = Opener(settings.libvirt.uri)
-        self.inventory = Inventory(also=renamed(settings.compat.names))
+        self.inventory = Inventory(also=renamed(settings.compat.names), labels=settings.metadata.mapped)
         counts = EventCounts(lambda: self.events.connected)
         counting = settings.collector.known.get("events", False)
         self.events = EventListener(Opener(settings.libvirt.uri), self.inventory,

@@ -15,16 +15,15 @@ from collectors.domain_xml import (
     BLOCK_LIMITS,
     DOMAIN_INFO,
     INTERFACE_INFO,
-    LABEL_MOST_CHARACTERS,
     XML_MOST_CHARACTERS,
     Definition,
     DomainXMLError,
-    Owner,
     constants,
     parse,
 )
 from collectors.fields import Constant
 from collectors.inventory import INVENTORY
+from collectors.owner_metadata import LABEL_MOST_CHARACTERS, Owner
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "xml"
 
@@ -116,6 +115,14 @@ def test_a_real_device_called_like_an_alias_wins() -> None:
     assert by_device(constants(parse(xml)), INTERFACE_INFO)["net0"]["type"] == "bridge"
 
 
+def test_ovirt_s_vm_has_the_domain_s_name() -> None:
+    assert fixture("ovirt").owner == Owner(instance_name="mail")
+
+
+def test_description_of_several_lines() -> None:
+    assert fixture("nova").description == "two lines\nof text"
+
+
 def test_kubevirt_owner_comes_from_the_name() -> None:
     assert fixture("kubevirt").owner == Owner(instance_name="web-1", project_name="shop")
 
@@ -138,7 +145,7 @@ def test_sources_that_are_no_file(source: str, expected: str) -> None:
     assert disk.source_file == expected
 
 
-@pytest.mark.parametrize("name", ["nova", "bare", "kubevirt"])
+@pytest.mark.parametrize("name", ["nova", "bare", "kubevirt", "ovirt"])
 def test_label_sets_are_those_declared_and_no_series_stands_twice(name: str) -> None:
     declared = {d.name: d.labels for d in INVENTORY.declarations}
     series = constants(fixture(name))

@@ -101,6 +101,8 @@ def test_the_three_spellings_of_each_setting_agree(tmp_path):
         "compat.names": "tinkoff,kumina",
         **{f"filter.{what}_{way}": "web-[0-9]+" for what in ("domain", "uuid", "metadata", "device")
            for way in ("include", "exclude")},
+        "metadata.labels": "team={*}guest/{*}team,mail={*}guest/@mail",
+        "metadata.namespaces": "site=https://example.org/guests/1.0",
         "filter.max_series_per_domain": "500",
         "filter.max_series": "90000",
         "control.listen_address": "[::1]:2",

@@ -20,6 +20,10 @@ from tests.samples import values_of
 
 UUIDS = {name: f"6695eb01-f6a4-8304-79aa-97f2502e19{number:02}" for number, name in enumerate(
     ("web1", "web2", "db", "off"))}
+TUNED = ("<memtune><hard_limit unit='MiB'>64</hard_limit><soft_limit unit='KiB'>32768</soft_limit></memtune><cputune>"
+         "<shares>512</shares><period>100000</period><quota>25000</quota><global_period>100000</global_period>"
+         "<global_quota>150000</global_quota><vcpupin vcpu='1' cpuset='0,2-3'/></cputune>")
+BANDWIDTH = "<bandwidth><inbound average='100' peak='200' burst='300'/><outbound average='50'/></bandwidth>"
 STOPPED = "<test:runstate>5</test:runstate>"
 
 
@@ -29,11 +33,11 @@ def domain(name: str) -> str:
             f"<uuid>{UUIDS[name]}</uuid><title>{name} of {project}</title><metadata><nova:instance "
             f"xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'><nova:owner><nova:project>{project}"
             "</nova:project></nova:owner></nova:instance></metadata><memory>8192</memory><vcpu>2</vcpu>"
-            "<os><type>hvm</type></os><devices>"
+            f"{TUNED if name == 'db' else ''}<os><type>hvm</type></os><devices>"
             "<disk type='file'><source file='/a'/><target dev='vda'/></disk>"
             "<disk type='file'><source file='/b'/><target dev='vdb'/></disk>"
             f"<interface type='bridge'><mac address='52:54:00:00:00:{UUIDS[name][-2:]}'/><source bridge='br0'/>"
-            f"<target dev='{name}-net'/></interface></devices>"
+            f"<target dev='{name}-net'/>{BANDWIDTH if name == 'db' else ''}</interface></devices>"
             f"{STOPPED if name == 'off' else ''}</domain>")
 
 
@@ -156,6 +160,29 @@ def test_caps_cut_whole_domains_say_so_and_leave_a_page_that_parses(
         own = {name for name in whole if shown({name: 0.0}, "domain") <= kept and "_events_total" not in name}
         assert own - found.keys() == set()
         assert found["libvirt_up"] == 1
+
+
+def test_limits_that_need_cgroups_and_traffic_control_where_there_are_some(tmp_path: Path) -> None:
+    """A private hypervisor has neither; libvirt writes the same XML of the test driver's domains."""
+    with exporting(tmp_path) as pages:
+        found = pages.settled()
+    interface = 'libvirt_domain_interface_limit_%s{domain="db",target_device="db-net"}'
+    assert {name: value for name, value in found.items() if "_limit_" in name} == {
+        'libvirt_domain_limit_cpu_shares{domain="db"}': 512, 'libvirt_domain_limit_vcpu_cores{domain="db"}': 0.25,
+        'libvirt_domain_limit_cores{domain="db"}': 1.5, 'libvirt_domain_limit_memory_hard_bytes{domain="db"}': 64 << 20,
+        'libvirt_domain_limit_memory_soft_bytes{domain="db"}': 32 << 20,
+        interface % "receive_average_bytes_per_second": 100_000, interface % "receive_peak_bytes_per_second": 200_000,
+        interface % "receive_burst_bytes": 300 << 10, interface % "transmit_average_bytes_per_second": 50_000}
+    assert found['libvirt_domain_vcpu_affinity_info{domain="db",vcpu="1",cpuset="0,2-3"}'] == 1
+
+
+def test_labels_of_the_settings_choose_domains_too(tmp_path: Path) -> None:
+    nova = "http://openstack.org/xmlns/libvirt/nova/1.1"
+    labels = {"metadata.namespaces": [f"n={nova}"], "metadata.labels": ["team=n:instance/n:owner/n:project"]}
+    with exporting(tmp_path, **labels, filter__metadata_include="team=red") as pages:
+        found = pages.settled()
+    assert shown(found, "domain") == {"db"}
+    assert shown(found, "team") == {"red"}
 
 
 def test_only_the_families_of_the_collectors_asked_for(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ _WRITES = bytes.fromhex(
     "31c08ed88ec08ed0bc007c31ed45fcbf0080b9001089e8f3abc706557c4000be4d7cb80043b280cd1372198306557c10813e557c400272"
     "e7baf80389e8240f0441eeebc9baf803b021eef4ebfd10001000008000004000000000000000"
 )
+# mov dx,443; mov al,0e; out dx,al: the ib700 watchdog, set to two seconds; then halts for ever.
+_WATCHDOG = bytes.fromhex("ba4304b00eeef4ebfd")
 WRITTEN_FROM, WRITTEN_TO = 64 * 512, 576 * 512
 _SECTOR_BYTES = 512
 
@@ -57,6 +59,11 @@ def dirtying() -> bytes:
 def writing() -> bytes:
     """A boot sector that fills 256 KiB of its disk with the number of the pass, over and over."""
     return _sector(_WRITES)
+
+
+def setting_off_the_watchdog() -> bytes:
+    """A boot sector that starts an ib700 watchdog and never feeds it."""
+    return _sector(_WATCHDOG)
 
 
 def _sector(code: bytes) -> bytes:

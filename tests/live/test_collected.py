@@ -1,0 +1,359 @@
+"""What the collectors serve of a real libvirt: one exporter with all of them on, and tiny guests that give them cause.
+
+The guests are boot sectors and ROMs, so that the whole stage stands in a few seconds; what needs a guest with an
+operating system is in test_collectors.py, test_misbehaving_guests.py, test_migration_watched.py, test_guest_agent.py.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import pytest
+
+from collectors import COLLECTORS
+from collectors.owner_metadata import LABEL_MOST_CHARACTERS
+from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from exporter.demonstration.programs import run_program
+from tests.live.fleet import Fleet
+from tests.live.operating import eventually
+from tests.live.scraping import Page, Scraper
+from tests.live.sector_guests import saying, sector_xml, setting_off_the_watchdog
+from tests.live.servers import exporter_server
+
+# Some are read once a minute, and nothing tells that what they read has changed.
+SLOW_S = 150.0
+NETWORK = ("<network><name>{name}</name><bridge name='{name}0'/><ip address='{net}.1' netmask='255.255.255.0'/>"
+           "</network>")
+NOVA = ("<nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'><nova:name>{}</nova:name>"
+        "<nova:flavor name='m1'/></nova:instance>")
+SITE = "<site:guest xmlns:site='urn:site'><site:team name='{}'>{}</site:team></site:guest>"
+
+
+class Stage:
+    """The guests and networks of this module, from setting to strike."""
+
+    def __init__(self, hypervisor: PrivateHypervisor) -> None:
+        self.hypervisor = hypervisor
+        self.fleet = Fleet(hypervisor)
+        self.connection: Any = libvirt.open(hypervisor.uri)
+        self._networks: list[Any] = []
+        self._domains: list[Any] = []
+
+    def set(self) -> None:
+        hypervisor = self.hypervisor
+        for name, net in (("stage", "192.0.2"), ("curtain", "198.51.100")):
+            network = self.connection.networkDefineXML(NETWORK.format(name=name, net=net))
+            self._networks.append(network)
+        self._networks[0].setAutostart(True)
+        self._networks[0].create()
+        for name in ("seen", "dark"):
+            hypervisor.run("ip", "link", "add", f"{name}0", "type", "veth", "peer", "name", f"{name}1")
+        for link in ("seen0", "seen1"):
+            hypervisor.run("ip", "link", "set", link, "up")
+        self.start(self._tuned(), persistent=True)
+        self.start(self._chained(), persistent=True)
+        self.start(self._on_qcow2("kept"), persistent=True)
+        for name in ("one", "two"):
+            hypervisor.virsh("snapshot-create-as", "kept", name)
+        hypervisor.virsh("destroy", "kept")
+        self.start(self._bare())
+
+    def start(self, xml: str, persistent: bool = False) -> Any:
+        """A guest of this XML, running; struck with the stage."""
+        domain = self.connection.defineXML(xml) if persistent else self.connection.createXML(xml, 0)
+        self._domains.append(domain)
+        if persistent:
+            domain.create()
+        return domain
+
+    def end(self, domain: Any) -> None:
+        domain.destroy()
+        self._domains.remove(domain)
+
+    def strike(self) -> None:
+        for domain in self._domains:
+            if domain.isActive():
+                domain.destroy()
+            if domain in self.connection.listAllDomains(0) or domain.name() in self.hypervisor.virsh(
+                    "list", "--all", "--name").split():
+                self.hypervisor.virsh("undefine", domain.name(), "--snapshots-metadata", "--checkpoints-metadata",
+                                      "--managed-save")
+        for network in self._networks:
+            if network.isActive():
+                network.destroy()
+            network.undefine()
+        for link in ("seen0", "dark0"):
+            self.hypervisor.run("ip", "link", "delete", link)
+        self.connection.close()
+
+    def sector(self, name: str, sector: bytes | None = None, metadata: str = "", devices: str = "") -> str:
+        """A guest that says its name and halts, or boots the sector given."""
+        xml, _ = sector_xml(self.hypervisor, name, sector or saying(name))
+        xml = xml.replace('<domain type="qemu"', f'<domain type="{self.fleet.kind}"')
+        xml = xml.replace("</name>", f"</name><title>{name}</title><metadata>{metadata}</metadata>", 1)
+        return xml.replace("</devices>", f"{devices}</devices>")
+
+    def hasten(self) -> None:
+        """An event after which snapshots and settings are read at once, not only within the minute."""
+        self.hypervisor.virsh("suspend", "chained")
+        self.hypervisor.virsh("resume", "chained")
+
+    def _tuned(self) -> str:
+        xml = self._on_qcow2("tuned", metadata=NOVA.format("web") + SITE.format("a", "blue"), devices=(
+            "<interface type='network'><source network='stage'/><target dev='tuned0'/><rom enabled='no'/></interface>"))
+        return xml.replace("<features>", "<cputune><vcpupin vcpu='0' cpuset='0'/></cputune><features>")
+
+    def _chained(self) -> str:
+        """A disk of three images: base, middle, top."""
+        xml = self.sector("chained")
+        base = self.hypervisor.folder / "images" / "chained.raw"
+        below, kind = base, "raw"
+        for word in ("middle", "top"):
+            image = base.with_suffix(f".{word}.qcow2")
+            run_program(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(below), "-F", kind, str(image)])
+            below, kind = image, "qcow2"
+        return xml.replace('name="qemu" type="raw"', 'name="qemu" type="qcow2"').replace(str(base), str(below))
+
+    def _on_qcow2(self, name: str, metadata: str = "", devices: str = "") -> str:
+        xml = self.sector(name, None, metadata, devices)
+        raw = self.hypervisor.folder / "images" / f"{name}.raw"
+        run_program(["qemu-img", "convert", "-O", "qcow2", str(raw), str(raw.with_suffix(".qcow2"))])
+        return xml.replace('name="qemu" type="raw"', 'name="qemu" type="qcow2"').replace(
+            str(raw), str(raw.with_suffix(".qcow2")))
+
+    def _bare(self) -> str:
+        """No disk, interface, balloon, serial line or agent, and not KVM's."""
+        xml = self.fleet.xml("bare", disks=0).replace(f"type='{self.fleet.kind}'", "type='qemu'", 1)
+        xml = re.sub("<interface.*</interface>", "", xml)
+        return xml.replace("memballoon model='virtio'", "memballoon model='none'")
+
+
+@pytest.fixture(scope="module")
+def stage(hypervisor: PrivateHypervisor) -> Iterator[Stage]:
+    made = Stage(hypervisor)
+    try:
+        made.set()
+        yield made
+    finally:
+        made.strike()
+
+
+@pytest.fixture(scope="module")
+def scraper(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraper]:
+    """An exporter with every collector on, at a page on which each has been read."""
+    folder = tmp_path_factory.mktemp("exporter")
+    flags = [*(f"--collector.{c.name.replace('_', '-')}" for c in COLLECTORS), "--sampling.max-age=0s",
+             "--metadata.namespaces=site=urn:site", "--metadata.labels=team=site:guest/site:team",
+             "--metadata.labels=team_name=site:guest/site:team/@name"]
+    with exporter_server(folder, stage.hypervisor.read_only_uri, flags) as server:
+        server.start()
+        server.wait_ready()
+        made = Scraper(server, timeout_s=10)
+        until(made, "every collector succeeds", lambda page: all(
+            page.value("libvirt_scrape_collector_success", collector=collector.name) == 1 for collector in COLLECTORS))
+        yield made
+
+
+def until(scraper: Scraper, what: str, true: Callable[[Page], bool], timeout_s: float = 60.0) -> Page:
+    """The first page that is as wanted."""
+    def seen() -> Page | None:
+        page = scraper.scrape()
+        return page if true(page) else None
+
+    found: Page = eventually(seen, what, timeout_s)
+    return found
+
+
+def names(page: Page, domain: str) -> set[str]:
+    return {name for name, _ in page.of_domain(domain)}
+
+
+def labels(page: Page, name: str, domain: str) -> dict[str, str]:
+    found, = (dict(pairs) for series, pairs in page.values if series == name and ("domain", domain) in pairs)
+    return found
+
+
+def test_promtool_finds_nothing_to_say_of_the_page_with_every_collector_on(scraper: Scraper) -> None:
+    text, _ = scraper.text()
+    families = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    assert {"libvirt_domain_kvm_pages", "libvirt_domain_block_backing_images", "libvirt_network_info"} <= families
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, text=True, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_a_guest_with_none_of_the_optional_parts_yields_no_series_for_them(scraper: Scraper) -> None:
+    own = names(scraper.scrape(), "bare")
+    assert {"libvirt_domain_info", "libvirt_domain_state", "libvirt_domain_vcpu_time_seconds_total",
+            "libvirt_domain_info_memory_usage_bytes", "libvirt_domain_autostart"} <= own
+    optional = ("block", "interface", "limit", "affinity", "job", "snapshot", "checkpoint", "iothread", "bandwidth",
+                "cache_occupancy", "perf_", "vcpu_kvm", "kvm_pages", "kvm_stat", "agent")
+    assert [name for name in own if any(word in name for word in optional)] == []
+    # Without a balloon its size is all of the guest's memory, libvirt says.
+    assert {name for name in own if "memory_stats" in name} <= {
+        f"libvirt_domain_memory_stats_{word}_bytes" for word in ("rss", "actual_balloon")}
+
+
+def test_virtual_networks_and_the_host_s_interfaces(scraper: Scraper, stage: Stage) -> None:
+    page = scraper.scrape()
+    for name, active in (("stage", 1), ("curtain", 0)):
+        values = [page.value(f"libvirt_network_{word}", network=name) for word in ("active", "autostart", "persistent")]
+        assert values == [active, active, 1]
+    assert page.value("libvirt_network_dhcp_leases", network="stage") == 0
+    assert page.value("libvirt_network_dhcp_leases", network="curtain") is None
+    infos = {dict(pairs)["network"]: dict(pairs)["bridge"] for name, pairs in page.values
+             if name == "libvirt_network_info"}
+    assert infos["stage"] == "stage0"
+    known = stage.connection.listAllNetworks(0)
+    counts = [page.value("libvirt_networks", state=state) for state in ("active", "inactive")]
+    assert counts == [sum(n.isActive() for n in known), sum(not n.isActive() for n in known)]
+    assert page.value("libvirt_node_interface_active", interface="seen0") == 1
+    assert page.value("libvirt_node_interface_active", interface="dark0") == 0
+    macs = {dict(pairs)["interface"]: dict(pairs)["mac"] for name, pairs in page.values
+            if name == "libvirt_node_interface_info"}
+    assert re.fullmatch("([0-9a-f]{2}:){5}[0-9a-f]{2}", macs["dark0"])
+
+
+def test_kvm_s_own_counters(scraper: Scraper, stage: Stage) -> None:
+    if stage.fleet.kind != "kvm":
+        pytest.skip("this machine has no /dev/kvm that may be used")
+    page = scraper.scrape()
+    exits = page.value("libvirt_domain_vcpu_kvm_exits_total", domain="tuned", vcpu="0")
+    assert exits is not None
+    assert exits > 0
+    assert page.value("libvirt_domain_kvm_pages", domain="tuned", size="4096") is not None
+    assert page.value("libvirt_domain_kvm_halt_poll_success_seconds_total", domain="tuned") is not None
+    assert {"libvirt_domain_kvm_stat_total", "libvirt_domain_vcpu_kvm_stat_total"} <= names(page, "tuned")  # kvm.all
+    with stage.fleet.hung(["tuned"]):
+        until(scraper, "a hung guest has none", lambda page: not [n for n in names(page, "tuned") if "_kvm_" in n])
+    until(scraper, "they are there again", lambda page: page.value(
+        "libvirt_domain_vcpu_kvm_exits_total", domain="tuned", vcpu="0") is not None)
+
+
+def test_limits_follow_the_event_that_tells_of_them(scraper: Scraper, stage: Stage) -> None:
+    page = scraper.scrape()
+    assert labels(page, "libvirt_domain_vcpu_affinity_info", "tuned")["cpuset"] == "0"
+    limit = {"name": "libvirt_domain_block_stats_limit_total_bytes", "domain": "tuned", "target_device": "hda"}
+    assert page.value(**limit) is None
+    stage.hypervisor.virsh("blkdeviotune", "tuned", "hda", "--total-bytes-sec", "1048576")
+    page = until(scraper, "the limit", lambda page: page.value(**limit) == 1 << 20)  # by the TUNABLE event
+    assert page.value("libvirt_domain_events_total", domain="tuned", event="tunable", detail="none") == 1
+    stage.hypervisor.virsh("vcpupin", "tuned", "0", "0-1")
+    until(scraper, "the affinity", lambda page: labels(page, "libvirt_domain_vcpu_affinity_info", "tuned")[
+        "cpuset"] == "0-1")
+    stage.hypervisor.virsh("blkdeviotune", "tuned", "hda", "--total-bytes-sec", "0")
+    until(scraper, "no limit", lambda page: page.value(**limit) is None)
+
+
+def test_a_watchdog_that_nobody_feeds(scraper: Scraper, stage: Stage) -> None:
+    devices = "<watchdog model='ib700' action='pause'/>"
+    stage.start(stage.sector("dog", setting_off_the_watchdog(), devices=devices))
+    page = until(scraper, "the guest is paused", lambda page: page.value(
+        "libvirt_domain_state_reason", domain="dog", state="paused", reason="watchdog") == 1)
+    counted = {"name": "libvirt_domain_events_total", "domain": "dog"}
+    page = until(scraper, "the events", lambda page: page.value(**counted, event="watchdog", detail="pause") == 1)
+    assert page.value(**counted, event="suspended", detail="watchdog") == 1
+    assert page.value("libvirt_domain_state", domain="dog", state="paused") == 1
+
+
+def test_the_owner_s_labels_follow_the_metadata(scraper: Scraper, stage: Stage) -> None:
+    own = labels(scraper.scrape(), "libvirt_domain_info", "tuned")
+    assert (own["title"], own["instance_name"], own["flavor"]) == ("tuned", "web", "m1")
+    assert (own["team"], own["team_name"]) == ("blue", "a")
+    assert labels(scraper.scrape(), "libvirt_domain_info", "bare")["team"] == ""
+    stage.hypervisor.virsh("metadata", "tuned", "urn:site", "--key", "site", "--live", "--set",
+                           "<guest><team name='b'>red</team></guest>")
+    stage.hypervisor.virsh("desc", "tuned", "--live", "--new-desc", "ask Ada\nfirst")
+    until(scraper, "the new owner", lambda page: labels(page, "libvirt_domain_info", "tuned")["team"] == "red")
+    own = labels(until(scraper, "the description", lambda page: labels(page, "libvirt_domain_info", "tuned")[
+        "description"] != ""), "libvirt_domain_info", "tuned")
+    assert (own["description"], own["team_name"], own["instance_name"]) == ("ask Ada\nfirst", "b", "web")
+
+
+ENTITY = '<!DOCTYPE domain [<!ENTITY x "X"><!ENTITY y "&x;&x;&x;&x;"><!ENTITY z "&y;&y;&y;&y;">]>'
+FILE = '<!DOCTYPE domain [<!ENTITY z SYSTEM "file:///etc/hostname">]>'
+CROWD = f"<crowd:x xmlns:crowd='urn:crowd'>{'<crowd:y/>' * 100_000}</crowd:x>"
+
+
+@pytest.mark.parametrize(("doctype", "metadata", "expected"), [
+    (ENTITY, NOVA.format("a&z;b") + SITE.format("a", "blue"), {"instance_name": "", "flavor": "m1", "team": "blue"}),
+    (FILE, NOVA.format("&z;") + SITE.format("a", "blue"), {"instance_name": "", "flavor": "m1", "team": "blue"}),
+    (ENTITY, NOVA.format("w") + SITE.format("&z;", "blue"), {"instance_name": "w", "team": "blue", "team_name": ""}),
+    ("", NOVA.format("n" * 2**20) + SITE.format("m" * 2**20, "blue"), {"flavor": "m1", "team": "blue"}),
+    ("", NOVA.format("web") + CROWD + SITE.format("a", "blue"), {"instance_name": "web", "team": "blue"}),
+    ("", NOVA.format("<![CDATA[</metadata><vcpu>9</vcpu>]]>") + SITE.format("a", "blue"),
+     {"instance_name": "</metadata><vcpu>9</vcpu>", "team": "blue"})],
+    ids=["entities", "external entity", "entity in an attribute", "megabytes", "100,000 elements", "a false end"])
+def test_hostile_metadata_cost_the_field_that_they_are_in(
+    scraper: Scraper, stage: Stage, doctype: str, metadata: str, expected: dict[str, str]
+) -> None:
+    guest = stage.start(doctype + stage.sector("hostile", metadata=metadata))
+    try:
+        page = until(scraper, "the guest's inventory", lambda page: bool(
+            names(page, "hostile") >= {"libvirt_domain_info", "libvirt_domain_block_info"}))
+        own = labels(page, "libvirt_domain_info", "hostile")
+        assert {name: own[name] for name in expected} == expected
+        assert own["title"] == "hostile"
+        assert all(len(value) <= LABEL_MOST_CHARACTERS for value in own.values())
+        assert page.value("libvirt_domain_info_virtual_cpus", domain="hostile") == 1
+        assert page.value("libvirt_domain_block_stats_capacity_bytes", domain="hostile", target_device="hda") == 1 << 20
+        assert labels(page, "libvirt_domain_info", "chained")["title"] == "chained"
+        harmless = not doctype and "crowd" not in metadata
+        success = {"name": "libvirt_scrape_collector_success", "collector": "inventory"}
+        until(scraper, "it is told", lambda page: page.value(**success) == float(harmless))
+        if not harmless:
+            assert "domain hostile: its metadata:" in scraper.server.log.read_text()
+        secret = Path("/etc/hostname").read_text().strip()
+        assert secret not in own.values()
+    finally:
+        stage.end(guest)
+    until(scraper, "it is over", lambda page: page.value(**success) == 1 and not names(page, "hostile"))
+
+
+def test_a_chain_of_images_and_its_commit(scraper: Scraper, stage: Stage) -> None:
+    disk = {"domain": "chained", "target_device": "hda"}
+    page = scraper.scrape()
+    assert page.value("libvirt_domain_block_backing_images", **disk) == 3
+    assert page.value("libvirt_domain_block_backing_images", domain="tuned", target_device="hda") == 1
+    images = stage.hypervisor.folder / "images"
+    files = [images / "chained.top.qcow2", images / "chained.middle.qcow2", images / "chained.raw"]
+    for level, file in enumerate(files):
+        size = page.value("libvirt_domain_block_backing_physicalsize_bytes", level=str(level), **disk)
+        assert size == file.stat().st_blocks * 512
+    assert page.value("libvirt_domain_block_backing_capacity_bytes", level="2", **disk) == 1 << 20
+    assert page.value("libvirt_domain_block_backing_images", domain="bare", target_device="hda") is None
+    stage.hypervisor.virsh("blockcommit", "chained", "hda", "--top", str(files[1]), "--base", str(files[2]), "--wait")
+    page = until(scraper, "two images", lambda page: page.value("libvirt_domain_block_backing_images", **disk) == 2)
+    counted = page.value("libvirt_domain_events_total", domain="chained", event="block_job",
+                         detail="commit_completed")
+    assert counted == 1
+
+
+def test_snapshots_and_checkpoints_with_their_age(scraper: Scraper, stage: Stage) -> None:
+    page = scraper.scrape()
+
+    def made(kind: str, domain: str, name: str) -> int:
+        xml = stage.hypervisor.virsh(f"{kind}-dumpxml", domain, name)
+        return int(re.findall("<creationTime>([0-9]+)<", xml)[0])
+
+    assert page.value("libvirt_domain_snapshots", domain="kept") == 2  # and it does not run
+    oldest, newest = (page.value(f"libvirt_domain_snapshot_{word}_timestamp_seconds", domain="kept")
+                      for word in ("oldest", "newest"))
+    assert (oldest, newest) == (made("snapshot", "kept", "one"), made("snapshot", "kept", "two"))
+    assert page.value("libvirt_domain_snapshots", domain="chained") is None
+    assert page.value("libvirt_domain_checkpoints", domain="kept") is None
+    assert page.value("libvirt_domain_checkpoints", domain="tuned") is None
+    stage.hypervisor.virsh("snapshot-delete", "kept", "one")
+    stage.hypervisor.virsh("checkpoint-create-as", "tuned", "first")
+    stage.hasten()
+    until(scraper, "one snapshot", lambda page: page.value("libvirt_domain_snapshots", domain="kept") == 1, SLOW_S)
+    page = until(scraper, "the checkpoint", lambda page: page.value(
+        "libvirt_domain_checkpoints", domain="tuned") == 1, SLOW_S)
+    for word in ("oldest", "newest"):
+        assert page.value(f"libvirt_domain_checkpoint_{word}_timestamp_seconds", domain="tuned") == made(
+            "checkpoint", "tuned", "first")
+    stage.hypervisor.virsh("checkpoint-delete", "tuned", "first")
