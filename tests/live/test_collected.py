@@ -22,7 +22,7 @@ from exporter.demonstration.programs import run_program
 from tests.live.fleet import Fleet
 from tests.live.operating import eventually
 from tests.live.scraping import Page, Scraper
-from tests.live.sector_guests import saying, sector_xml, setting_off_the_watchdog
+from tests.live.sector_guests import saying, sector_xml, setting_off_the_watchdog, writing
 from tests.live.servers import exporter_server
 
 # Some are read once a minute, and nothing tells that what they read has changed.
@@ -61,6 +61,10 @@ class Stage:
         for name in ("one", "two"):
             hypervisor.virsh("snapshot-create-as", "kept", name)
         hypervisor.virsh("destroy", "kept")
+        scsi = "<controller type='scsi' index='0' model='virtio-scsi'/>"
+        self.start(self._on_qcow2("writer", devices=scsi, sector=writing()), persistent=True)
+        self.start(self._on_qcow2("backed"), persistent=True)
+        self._begin_backup("backed")
         self.start(self._bare())
 
     def start(self, xml: str, persistent: bool = False) -> Any:
@@ -98,6 +102,13 @@ class Stage:
         xml = xml.replace("</name>", f"</name><title>{name}</title><metadata>{metadata}</metadata>", 1)
         return xml.replace("</devices>", f"{devices}</devices>")
 
+    def _begin_backup(self, name: str) -> None:
+        """One that somebody may pull until it is ended: a job that lasts as long as a test wants."""
+        file = self.hypervisor.folder / "definitions" / "backup.xml"
+        socket = self.hypervisor.folder / "run" / "backup.sock"
+        file.write_text(f"<domainbackup mode='pull'><server transport='unix' socket='{socket}'/></domainbackup>")
+        self.hypervisor.virsh("backup-begin", name, "--backupxml", str(file))
+
     def hasten(self) -> None:
         """An event after which snapshots and settings are read at once, not only within the minute."""
         self.hypervisor.virsh("suspend", "chained")
@@ -119,8 +130,8 @@ class Stage:
             below, kind = image, "qcow2"
         return xml.replace('name="qemu" type="raw"', 'name="qemu" type="qcow2"').replace(str(base), str(below))
 
-    def _on_qcow2(self, name: str, metadata: str = "", devices: str = "") -> str:
-        xml = self.sector(name, None, metadata, devices)
+    def _on_qcow2(self, name: str, metadata: str = "", devices: str = "", sector: bytes | None = None) -> str:
+        xml = self.sector(name, sector, metadata, devices)
         raw = self.hypervisor.folder / "images" / f"{name}.raw"
         run_program(["qemu-img", "convert", "-O", "qcow2", str(raw), str(raw.with_suffix(".qcow2"))])
         return xml.replace('name="qemu" type="raw"', 'name="qemu" type="qcow2"').replace(
@@ -156,6 +167,8 @@ def scraper(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         made = Scraper(server, timeout_s=10)
         until(made, "every collector succeeds", lambda page: all(
             page.value("libvirt_scrape_collector_success", collector=collector.name) == 1 for collector in COLLECTORS))
+        watchdog = "<watchdog model='ib700' action='pause'/>"
+        stage.start(stage.sector("dog", setting_off_the_watchdog(), devices=watchdog))  # its BIOS takes its time
         yield made
 
 
@@ -249,15 +262,79 @@ def test_limits_follow_the_event_that_tells_of_them(scraper: Scraper, stage: Sta
     until(scraper, "no limit", lambda page: page.value(**limit) is None)
 
 
-def test_a_watchdog_that_nobody_feeds(scraper: Scraper, stage: Stage) -> None:
-    devices = "<watchdog model='ib700' action='pause'/>"
-    stage.start(stage.sector("dog", setting_off_the_watchdog(), devices=devices))
-    page = until(scraper, "the guest is paused", lambda page: page.value(
-        "libvirt_domain_state_reason", domain="dog", state="paused", reason="watchdog") == 1)
-    counted = {"name": "libvirt_domain_events_total", "domain": "dog"}
-    page = until(scraper, "the events", lambda page: page.value(**counted, event="watchdog", detail="pause") == 1)
-    assert page.value(**counted, event="suspended", detail="watchdog") == 1
-    assert page.value("libvirt_domain_state", domain="dog", state="paused") == 1
+def count(page: Page, domain: str, event: str, detail: str = "none") -> float:
+    """Events that were counted, 0 where none was."""
+    return page.value("libvirt_domain_events_total", domain=domain, event=event, detail=detail) or 0
+
+
+def test_a_disk_and_an_interface_that_come_and_go(scraper: Scraper, stage: Stage) -> None:
+    """A SCSI disk, since that one goes without the guest's help."""
+    file = stage.hypervisor.folder / "images" / "plugged.raw"
+    file.write_bytes(bytes(2 << 20))
+    read = {"name": "libvirt_domain_block_stats_read_bytes_total", "domain": "writer"}
+    before = scraper.scrape()
+    assert before.value(**read, target_device="sdb") is None
+    written = {"name": "libvirt_domain_block_write_bytes_per_second", "domain": "writer", "target_device": "hda"}
+    until(scraper, "a rate of the disk that stays", lambda page: page.value(**written) is not None)
+    stage.hypervisor.virsh("attach-disk", "writer", str(file), "sdb", "--targetbus", "scsi", "--live")
+    page = scraper.scrape()
+    assert page.value(**read, target_device="sdb") is not None
+    assert page.value(**written) is not None
+    page = until(scraper, "what the disk is", lambda page: page.value(
+        "libvirt_domain_block_stats_capacity_bytes", domain="writer", target_device="sdb") == 2 << 20 and any(
+        name == "libvirt_domain_block_info" and {("domain", "writer"), ("target_device", "sdb")} <= set(pairs)
+        for name, pairs in page.values))
+    assert count(page, "writer", "device_added") == 1
+    stage.hypervisor.virsh("attach-interface", "writer", "network", "stage", "--target", "plugged0", "--model",
+                           "virtio", "--live")
+    page = until(scraper, "the interface", lambda page: page.value(
+        "libvirt_domain_interface_stats_receive_bytes_total", domain="writer", target_device="plugged0") is not None)
+    stage.hypervisor.virsh("detach-disk", "writer", "sdb", "--live")
+    page = until(scraper, "the disk is gone", lambda page: not any(
+        {("domain", "writer"), ("target_device", "sdb")} <= set(pairs) for _, pairs in page.values))
+    assert page.value(**written) is not None
+    assert (count(page, "writer", "device_added"), count(page, "writer", "device_removed")) == (2, 1)
+
+
+def test_a_write_beyond_the_threshold_and_a_reset(scraper: Scraper, stage: Stage) -> None:
+    """Both are told, neither is asked for."""
+    stage.hypervisor.virsh("domblkthreshold", "writer", "hda", "4096")
+    until(scraper, "the guest's own writes pass it", lambda page: count(page, "writer", "block_threshold", "hda") >= 1)
+    reboots = count(scraper.scrape(), "writer", "reboot")
+    stage.hypervisor.virsh("reset", "writer")
+    until(scraper, "the reset", lambda page: count(page, "writer", "reboot") > reboots)
+
+
+def test_a_domain_s_job_while_it_runs_and_its_end(scraper: Scraper, stage: Stage) -> None:
+    assert not [name for name in names(scraper.scrape(), "chained") if "_domain_job_" in name]
+    running = {"name": "libvirt_domain_job_info", "domain": "backed", "operation": "backup", "type": "unbounded"}
+    page = until(scraper, "the job", lambda page: page.value(**running) == 1, SLOW_S)
+    elapsed = page.value("libvirt_domain_job_elapsed_seconds", domain="backed")
+    assert elapsed is not None
+    page = until(scraper, "its time goes on", lambda page: (page.value(
+        "libvirt_domain_job_elapsed_seconds", domain="backed") or 0) > elapsed + 1)
+    stage.hypervisor.virsh("domjobabort", "backed")
+    page = until(scraper, "its end", lambda page: page.value(**running) is None and any(
+        name == "libvirt_domain_job_last_info" and ("domain", "backed") in pairs for name, pairs in page.values))
+    last = labels(page, "libvirt_domain_job_last_info", "backed")
+    assert (last["operation"], last["result"]) == ("backup", "completed")  # so a pulled backup is ended
+    assert (page.value("libvirt_domain_job_last_elapsed_seconds", domain="backed") or 0) > 1
+    assert count(page, "backed", "job_completed", "backup") == 1
+
+
+def test_a_guest_saved_to_disk_and_started_again(scraper: Scraper, stage: Stage) -> None:
+    saved = {"name": "libvirt_domain_managed_save", "domain": "tuned"}
+    read = {"name": "libvirt_domain_block_stats_read_bytes_total", "domain": "tuned", "target_device": "hda"}
+    stage.hypervisor.virsh("managedsave", "tuned")
+    page = until(scraper, "the image", lambda page: page.value(**saved) == 1, SLOW_S)
+    page = until(scraper, "the events", lambda page: count(page, "tuned", "stopped", "saved") == 1 and count(
+        page, "tuned", "job_completed", "save") == 1)
+    assert page.value("libvirt_domain_state", domain="tuned", state="shutoff") == 1
+    assert page.value(**read) is None
+    assert not [name for name in names(page, "tuned") if "vcpu" in name or "block" in name or "memory" in name]
+    stage.hypervisor.virsh("start", "tuned")
+    page = until(scraper, "it runs", lambda page: page.value(**read) is not None and page.value(**saved) == 0, SLOW_S)
+    assert count(page, "tuned", "started", "restored") == 1
 
 
 def test_the_owner_s_labels_follow_the_metadata(scraper: Scraper, stage: Stage) -> None:
@@ -318,7 +395,7 @@ def test_a_chain_of_images_and_its_commit(scraper: Scraper, stage: Stage) -> Non
     disk = {"domain": "chained", "target_device": "hda"}
     page = scraper.scrape()
     assert page.value("libvirt_domain_block_backing_images", **disk) == 3
-    assert page.value("libvirt_domain_block_backing_images", domain="tuned", target_device="hda") == 1
+    assert page.value("libvirt_domain_block_backing_images", domain="writer", target_device="hda") == 1
     images = stage.hypervisor.folder / "images"
     files = [images / "chained.top.qcow2", images / "chained.middle.qcow2", images / "chained.raw"]
     for level, file in enumerate(files):
@@ -331,6 +408,15 @@ def test_a_chain_of_images_and_its_commit(scraper: Scraper, stage: Stage) -> Non
     counted = page.value("libvirt_domain_events_total", domain="chained", event="block_job",
                          detail="commit_completed")
     assert counted == 1
+
+
+def test_a_watchdog_that_nobody_feeds(scraper: Scraper) -> None:
+    page = until(scraper, "the guest is paused", lambda page: page.value(
+        "libvirt_domain_state_reason", domain="dog", state="paused", reason="watchdog") == 1)
+    counted = {"name": "libvirt_domain_events_total", "domain": "dog"}
+    page = until(scraper, "the events", lambda page: page.value(**counted, event="watchdog", detail="pause") == 1)
+    assert page.value(**counted, event="suspended", detail="watchdog") == 1
+    assert page.value("libvirt_domain_state", domain="dog", state="paused") == 1
 
 
 def test_snapshots_and_checkpoints_with_their_age(scraper: Scraper, stage: Stage) -> None:

@@ -14,7 +14,8 @@ from exporter.demonstration.guest_image import GuestImage
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from tests.live.conftest import StartExporter
 
-LOGGING = 'log_filters = "1:qemu.qemu_monitor"\nlog_outputs = "1:file:/var/log/libvirt/monitor.log"\n'
+LOGGING = 'log_filters = "1:qemu.qemu_monitor 1:libvirt.domain"\nlog_outputs = "1:file:/var/log/libvirt/monitor.log"\n'
+READ_XML = "virDomainGetXMLDesc:"
 SENT = re.compile(r'QEMU_MONITOR_SEND_MSG: .*"execute":"([a-z-]+)"')
 BLOCK = {"query-blockstats": 2, "query-named-block-nodes": 1}
 BALLOON = {"query-balloon": 1, "qom-get": 1}
@@ -44,11 +45,12 @@ class MonitorLog:
         self._seen = self._file.stat().st_size
 
     def commands(self) -> Counter[str]:
+        """Commands by name, and under READ_XML how often a domain's XML was read."""
         with self._file.open(errors="replace") as file:
             file.seek(self._seen)
             text = file.read()
             self._seen = file.tell()
-        return Counter(SENT.findall(text))
+        return Counter(SENT.findall(text)) + Counter({READ_XML: text.count(READ_XML)})
 
 
 def test_monitor_commands_of_the_default_page(logging_hypervisor: PrivateHypervisor, image: GuestImage,
@@ -67,7 +69,19 @@ def test_monitor_commands_of_the_default_page(logging_hypervisor: PrivateHypervi
     # Balloon is asked of the one guest that reports, at most once in these few seconds.
     assert all(found[name] <= count for name, count in BALLOON.items())
     unexpected = found.keys() - BLOCK.keys() - BALLOON.keys()
-    assert not unexpected, found
+    assert not unexpected, found  # nor is the XML read, where names and limits come from: it is kept
+
+    logging_hypervisor.virsh("blkdeviotune", "plain", "vda", "--total-bytes-sec", "1048576")
+    limit = 'libvirt_domain_block_stats_limit_total_bytes{domain="plain",target_device="vda"} 1048576'
+    until_s = time.monotonic() + 30
+    while limit not in exporter.get("/metrics"):
+        assert time.monotonic() < until_s
+        time.sleep(0.1)
+    time.sleep(1)
+    told = log.commands()
+    assert 1 <= told[READ_XML] <= 2, "the event has it read once; it may come while it is being read"
+    exporter.get("/metrics")
+    assert READ_XML not in log.commands()
 
 
 def test_without_the_kernel_the_bulk_groups_are_asked(logging_hypervisor: PrivateHypervisor, image: GuestImage,
