@@ -25,6 +25,7 @@ from .fields import (
     Ratio,
     StateNumber,
 )
+from .jobs import JOB_INFO, JOB_TYPES
 from .periodic import Part, Scope, Source
 from .snapshot import Record, Subject
 
@@ -70,6 +71,8 @@ FIELDS: Mapping[str, tuple[Declaration, ...]] = {
              KIBIBYTE),
         _old("balloon.disk_caches", "domain_memory_stats_disk_caches_bytes",
              "libvirt_domain_memory_stats_disk_cache_bytes", KIBIBYTE),
+        _old("sample.timed-out", "domain_timed_out", "libvirt_domain_sample_complete"),
+        _old("job.type", "domain_job_info_type", "libvirt_domain_job_info"),
         *(_old(f"job.time_{word}", f"domain_job_info_time_{word}_seconds", f"libvirt_domain_job_{word}_seconds",
                MILLISECOND) for word in ("elapsed", "remaining")),
         *(_old(f"job.{ours}_{word}", f"domain_job_info_{theirs}_{word}_bytes",
@@ -80,6 +83,8 @@ FIELDS: Mapping[str, tuple[Declaration, ...]] = {
                subject="storage_pool") for word in _POOL_WORDS)),
     "kumina": (
         _state("domain_state_code"),
+        Field("domains.active", "libvirt_domains_number", Kind.GAUGE, "Old name; use libvirt_domains.",
+              subject_labels=()),
         *(_disk(f"{word}_seconds_total", f"{short}.times", f"{word}_time_seconds_total")
           for short, word in (("rd", "read"), ("wr", "write"), ("fl", "flush")))),
 }
@@ -148,6 +153,21 @@ def renamed(families: Iterable[str]) -> Callable[[tuple[Constant, ...]], tuple[C
         return tuple(found)
 
     return both
+
+
+def with_old_numbers(records: Sequence[Record]) -> list[Record]:
+    """The Records with what inovex's names ask for and ours do not: a domain's time-out, its job's type as a number."""
+    return [_with_old_numbers(record) for record in records]
+
+
+def _with_old_numbers(record: Record) -> Record:
+    if "sample.complete" in record.stats:
+        return replace(record, stats={**record.stats, "sample.timed-out": not record.stats["sample.complete"]})
+    for constant in record.constants:
+        kind = dict(constant.labels).get("type") if constant.name == JOB_INFO else None
+        if kind in JOB_TYPES:
+            return replace(record, stats={**record.stats, "job.type": JOB_TYPES.index(kind)})
+    return record
 
 
 class OldPools:

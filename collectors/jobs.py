@@ -27,7 +27,7 @@ LAST_INFO = "libvirt_domain_job_last_info"
 BLOCK_JOB_INFO = "libvirt_domain_block_job_info"
 SLOW_S = 15.0
 FAST_S = 2.0
-_TYPES = ("none", "bounded", "unbounded", "completed", "failed", "cancelled")
+JOB_TYPES = ("none", "bounded", "unbounded", "completed", "failed", "cancelled")
 _BLOCK_JOBS = ("unknown", "pull", "copy", "commit", "active_commit", "backup")
 _BANDWIDTH_IN_BYTES = 1
 _COMPLETED, _KEEP = 1, 2
@@ -150,7 +150,7 @@ class JobSource:
         if running:
             stats |= {f"job.{name}": value for name, value in job.items() if name in _JOB}
             constants.append(Constant(JOB_INFO, (("operation", named(JOB_OPERATIONS, job.get("operation"))),
-                                                 ("type", named(_TYPES, job.get("type"))))))
+                                                 ("type", named(JOB_TYPES, job.get("type"))))))
         elif touched or key not in self._last or part.uuid in self._busy:
             flags = _COMPLETED | _KEEP
             done = self._asked(session, lambda: session.support.ask(
@@ -160,7 +160,7 @@ class JobSource:
         if last.get("operation"):
             stats |= {f"last.{name}": value for name, value in last.items() if name in _LAST}
             constants.append(Constant(LAST_INFO, (("operation", named(JOB_OPERATIONS, last.get("operation"))),
-                                                  ("result", named(_TYPES, last.get("type"))))))
+                                                  ("result", named(JOB_TYPES, last.get("type"))))))
         disks = self._disks(session, domain, key, stats, constants)
         (self._busy.add if running or disks else self._busy.discard)(part.uuid)
         if not stats and not constants:

@@ -210,6 +210,7 @@ class Sampler:
                 state = entry.stats.get("state.state")
                 if isinstance(state, int) and 0 <= state < len(STATES):
                     counts[state] += 1
+            stats["domains.active"] = sum(1 for entry in round_.roster.entries if entry.id >= 0)
             stats.update({f"domains.{name}": count for name, count in zip(STATES, counts, strict=True)})
             if round_.roster.versions != self._versions:
                 self._versions = round_.roster.versions

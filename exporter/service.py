@@ -6,14 +6,14 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from collectors import COLLECTORS, HASTENED_BY, SOURCES
 from collectors.background import Background
 from collectors.batch import Builder
 from collectors.bulk import build_info
-from collectors.compat import OldPools, compat_collector, renamed
+from collectors.compat import OldPools, compat_collector, renamed, with_old_numbers
 from collectors.connection import Opener, host_identity, is_local
 from collectors.domain_records import DomainRecords
 from collectors.event_counts import EventCounts
@@ -29,6 +29,7 @@ from collectors.layout import Compiler
 from collectors.periodic import Source
 from collectors.sampler import Sampler
 from collectors.sampling import sampling
+from collectors.snapshot import Record
 from collectors.target import Target
 
 from .config import FilterSettings, Settings
@@ -80,11 +81,9 @@ class Exporter:
         own += [compat] if compat is not None else []
         compiler = Compiler([*own, *enabled])
         filters = filters_of(settings.filter)
-        choosing = bool(filters.metadata or filters.device)
         cap = Cap(settings.filter.max_series_per_domain, settings.filter.max_series)
         capped = bool(settings.filter.max_series_per_domain or settings.filter.max_series)
-        builder = Builder(compiler, (lambda found: filters.chosen(found, self.inventory.details)) if choosing else None,
-                          cap if capped else None)
+        builder = Builder(compiler, self._choice(filters, settings.compat.names), cap if capped else None)
         local = is_local(settings.libvirt.uri, os.environ.get("LIBVIRT_DEFAULT_URI"))
         kernel = KernelSource() if local and settings.sampling.kernel == "auto" else None
         groups = {"state", *(group for collector in enabled for group in collector.groups)}
@@ -97,6 +96,18 @@ class Exporter:
                              [self.archive.record] if self.archive else ())
         registry = None if settings.web.disable_exporter_metrics else process_registry(refusals)
         self.page = TargetPage(self.target, builder.catalogue.families, families_of([*own, *enabled]), registry)
+
+    def _choice(self, filters: Filters, compat: Sequence[str]) -> Callable[[Sequence[Record]], Sequence[Record]] | None:
+        """What is done with each sample's Records, None for nothing."""
+        choosing = bool(filters.metadata or filters.device)
+        old = "inovex" in compat
+
+        def chosen(found: Sequence[Record]) -> Sequence[Record]:
+            if choosing:
+                found = filters.chosen(found, self.inventory.details)
+            return with_old_numbers(found) if old else found
+
+        return chosen if choosing or old else None
 
     def _hasten(self, event: Event) -> None:
         """Have read again what an event says has changed."""

@@ -123,7 +123,8 @@ def exporter_record(at_s: float, sequence: int = 1) -> Record:
     stats: dict[str, Value] = {d.source: 0 for d in declarations if re.fullmatch(r"[a-z_.]+", d.source)}
     for name in ("versions", "build", "support"):
         stats.pop(name, None)
-    stats |= {"libvirt.up": True, "sampler.samples": sequence, "domains.running": 12, "page.series": 100}
+    stats |= {"libvirt.up": True, "sampler.samples": sequence, "domains.running": 12, "domains.active": 12,
+              "page.series": 100}
     stats |= {key: (True if key.endswith("success") else 0.0125) for key in stats if key.startswith("collector.")}
     own = (Constant("virtgauge_build_info", (("version", "0.0.0"), ("python_version", "3.11.2"))),
            Constant("libvirt_versions_info", (("hypervisor_running", "7.2.22"), ("libvirtd_running", "9.0.0"),

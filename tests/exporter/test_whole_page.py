@@ -176,6 +176,21 @@ def test_limits_that_need_cgroups_and_traffic_control_where_there_are_some(tmp_p
     assert found['libvirt_domain_vcpu_affinity_info{domain="db",vcpu="1",cpuset="0,2-3"}'] == 1
 
 
+def test_other_exporters_names_beside_ours(tmp_path: Path) -> None:
+    with exporting(tmp_path, compat__names="tinkoff,inovex,kumina", filter__device_exclude="vdb") as pages:
+        found = pages.settled()
+    assert found["libvirt_domains_number"] == 3
+    for domain, state in (("db", 1), ("off", 5)):
+        assert found[f'libvirt_domain_info_vstate{{domain="{domain}"}}'] == state
+        assert found[f'libvirt_domain_state_code{{domain="{domain}"}}'] == state
+    assert {name for name in found if "timed_out" in name} == {
+        f'libvirt_domain_timed_out{{domain="{name}"}}' for name in ("web1", "web2", "db")}
+    assert found['libvirt_domain_timed_out{domain="db"}'] == 0
+    meta, = (name for name in found if name.startswith('libvirt_domain_info_meta{domain="db"'))
+    assert 'project_name="red"' in meta
+    assert {name for name in shown(found, "target_device") if name.startswith("vd")} == {"vda"}
+
+
 def test_labels_of_the_settings_choose_domains_too(tmp_path: Path) -> None:
     nova = "http://openstack.org/xmlns/libvirt/nova/1.1"
     labels = {"metadata.namespaces": [f"n={nova}"], "metadata.labels": ["team=n:instance/n:owner/n:project"]}
