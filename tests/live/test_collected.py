@@ -27,6 +27,8 @@ from tests.live.servers import exporter_server
 
 # Some are read once a minute, and nothing tells that what they read has changed.
 SLOW_S = 150.0
+# Those that the kernel counts by itself, on any processor.
+PERF_EVENTS = ("task_clock", "page_faults", "context_switches")
 NETWORK = ("<network><name>{name}</name><bridge name='{name}0'/><ip address='{net}.1' netmask='255.255.255.0'/>"
            "</network>")
 NOVA = ("<nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'><nova:name>{}</nova:name>"
@@ -62,7 +64,14 @@ class Stage:
             hypervisor.virsh("snapshot-create-as", "kept", name)
         hypervisor.virsh("destroy", "kept")
         scsi = "<controller type='scsi' index='0' model='virtio-scsi'/>"
-        self.start(self._on_qcow2("writer", devices=scsi, sector=writing()), persistent=True)
+        writer = self._on_qcow2("writer", devices=scsi, sector=writing())
+        self.start(writer.replace("<vcpu>", "<iothreads>2</iothreads><vcpu>"), persistent=True)
+        for event in PERF_EVENTS:
+            hypervisor.virsh("perf", "writer", "--enable", event)
+        hypervisor.virsh("domdirtyrate-calc", "writer", "--seconds", "1")
+        copy = hypervisor.folder / "images" / "copy.qcow2"
+        hypervisor.virsh("blockcopy", "writer", "hda", "--dest", str(copy), "--transient-job", "--bandwidth", "65536",
+                         "--bytes")
         self.start(self._on_qcow2("backed"), persistent=True)
         self._begin_backup("backed")
         self.start(self._bare())
@@ -247,6 +256,30 @@ def test_kvm_s_own_counters(scraper: Scraper, stage: Stage) -> None:
         "libvirt_domain_vcpu_kvm_exits_total", domain="tuned", vcpu="0") is not None)
 
 
+def test_perf_events_io_threads_and_the_dirty_rate(scraper: Scraper, stage: Stage) -> None:
+    page = scraper.scrape()
+    ran = page.value("libvirt_domain_perf_task_clock_seconds_total", domain="writer")
+    assert ran is not None
+    assert 0 < ran < 3600
+    assert (page.value("libvirt_domain_perf_page_faults_total", domain="writer") or 0) > 0
+    assert {name for name in names(page, "writer") if "_perf_" in name} == {
+        "libvirt_domain_perf_task_clock_seconds_total", "libvirt_domain_perf_page_faults_total",
+        "libvirt_domain_perf_context_switches_total"}
+    assert not [name for name in names(page, "tuned") if "_perf_" in name or "iothread" in name]
+    assert page.value("libvirt_domain_iothreads", domain="writer") == 2
+    polling = stage.connection.lookupByName("writer")
+    stats = stage.connection.domainListGetStats([polling], libvirt.VIR_DOMAIN_STATS_IOTHREAD)[0][1]
+    assert page.value("libvirt_domain_iothread_poll_max_seconds", domain="writer", iothread="2") == stats[
+        "iothread.2.poll-max-ns"] / 1e9
+    # Read every 15 s, and measured over one.
+    page = until(scraper, "measured", lambda page: page.value(
+        "libvirt_domain_dirtyrate_status", domain="writer", status="measured") == 1)
+    assert page.value("libvirt_domain_dirtyrate_period_seconds", domain="writer") == 1
+    assert page.value("libvirt_domain_dirtyrate_bytes_per_second", domain="writer") is not None
+    assert page.value("libvirt_domain_dirtyrate_status", domain="tuned", status="unstarted") == 1
+    assert page.value("libvirt_domain_dirtyrate_bytes_per_second", domain="tuned") is None
+
+
 def test_limits_follow_the_event_that_tells_of_them(scraper: Scraper, stage: Stage) -> None:
     page = scraper.scrape()
     assert labels(page, "libvirt_domain_vcpu_affinity_info", "tuned")["cpuset"] == "0"
@@ -298,6 +331,10 @@ def test_a_disk_and_an_interface_that_come_and_go(scraper: Scraper, stage: Stage
 
 def test_a_write_beyond_the_threshold_and_a_reset(scraper: Scraper, stage: Stage) -> None:
     """Both are told, neither is asked for."""
+    threshold = {"name": "libvirt_domain_block_stats_threshold_bytes", "domain": "chained", "target_device": "hda"}
+    assert scraper.scrape().value(**threshold) is None
+    stage.hypervisor.virsh("domblkthreshold", "chained", "hda", "65536")
+    assert scraper.scrape().value(**threshold) == 65536
     stage.hypervisor.virsh("domblkthreshold", "writer", "hda", "4096")
     until(scraper, "the guest's own writes pass it", lambda page: count(page, "writer", "block_threshold", "hda") >= 1)
     reboots = count(scraper.scrape(), "writer", "reboot")
@@ -320,6 +357,29 @@ def test_a_domain_s_job_while_it_runs_and_its_end(scraper: Scraper, stage: Stage
     assert (last["operation"], last["result"]) == ("backup", "completed")  # so a pulled backup is ended
     assert (page.value("libvirt_domain_job_last_elapsed_seconds", domain="backed") or 0) > 1
     assert count(page, "backed", "job_completed", "backup") == 1
+
+
+def test_a_disk_s_job_while_it_runs_and_its_end(scraper: Scraper, stage: Stage) -> None:
+    disk = {"domain": "writer", "target_device": "hda"}
+    page = until(scraper, "the job", lambda page: page.value(
+        "libvirt_domain_block_job_info", **disk, type="copy") == 1, SLOW_S)
+    assert (page.value("libvirt_domain_block_job_end_bytes", **disk) or 0) > 0
+    assert page.value("libvirt_domain_block_job_limit_bytes_per_second", **disk) == 65536
+    stage.hypervisor.virsh("blockjob", "writer", "hda", "--abort")
+    page = until(scraper, "its end", lambda page: not [name for name in names(page, "writer") if "block_job" in name])
+    until(scraper, "the event", lambda page: count(page, "writer", "block_job", "copy_canceled") + count(
+        page, "writer", "block_job", "copy_completed") == 1)
+
+
+def test_a_guest_that_is_suspended_and_goes_on(scraper: Scraper, stage: Stage) -> None:
+    stage.hypervisor.virsh("suspend", "bare")
+    until(scraper, "suspended", lambda page: page.value(
+        "libvirt_domain_state_reason", domain="bare", state="paused", reason="user") == 1)
+    stage.hypervisor.virsh("resume", "bare")
+    page = until(scraper, "resumed", lambda page: count(page, "bare", "resumed", "unpaused") == 1)
+    assert count(page, "bare", "suspended", "paused") == 1
+    # Counted from zero, so that an alert sees the first one, too.
+    assert page.value("libvirt_domain_events_total", domain="bare", event="crashed", detail="panicked") == 0
 
 
 def test_a_guest_saved_to_disk_and_started_again(scraper: Scraper, stage: Stage) -> None:

@@ -1,4 +1,4 @@
-"""The collectors beside the sampling against a real libvirt: what is provoked there must show on the page."""
+"""Collectors against a real libvirt: a guest with an operating system, pools; the rest is in test_collected.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from exporter.demonstration.guest_console import GuestConsole
-from exporter.demonstration.guest_definition import Accelerator
-from exporter.demonstration.guest_image import GuestImage
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
-from tests.live.conftest import DISK_BYTES, StartExporter, new_guest
+from tests.live.conftest import StartExporter
 from tests.live.servers import Server
 from tests.samples import values_of
 
@@ -32,24 +30,6 @@ def wait_for(server: Server, part: str, true: Callable[[dict[str, float]], bool]
         assert time.monotonic() < deadline_s, found
         time.sleep(0.5)
     return found
-
-
-@pytest.fixture
-def guest(hypervisor: PrivateHypervisor, image: GuestImage, guest_accelerator: Accelerator) -> str:
-    """A guest of this module's tests, defined for good and running, with a qcow2 disk."""
-    name = "beside"
-    if name in hypervisor.virsh("list", "--all", "--name"):
-        return name
-    made = new_guest(hypervisor, name, guest_accelerator)
-    file = Path(hypervisor.folder) / "definitions" / f"{name}.xml"
-    overlay = made.disks[0].file.with_suffix(".qcow2")
-    hypervisor.run("qemu-img", "create", "-q", "-f", "qcow2", str(overlay), str(DISK_BYTES))
-    text = hypervisor.definition(made, image).replace(str(made.disks[0].file), str(overlay))
-    file.write_text(text.replace('name="qemu" type="raw"', 'name="qemu" type="qcow2"'))
-    hypervisor.virsh("define", str(file))
-    hypervisor.virsh("start", name)
-    hypervisor.console(name).wait_ready()
-    return name
 
 
 def test_every_collector_succeeds_and_an_idle_guest_has_no_series_of_optional_parts(
@@ -87,33 +67,16 @@ def test_pools_and_volumes(hypervisor: PrivateHypervisor, start_exporter: StartE
         hypervisor.virsh("pool-destroy", "images")
 
 
-def test_events_snapshots_and_jobs_of_a_guest(hypervisor: PrivateHypervisor, guest: str,
-                                              start_exporter: StartExporter) -> None:
+def test_the_balloon_that_a_guest_s_driver_moves(hypervisor: PrivateHypervisor, load_guest: GuestConsole,
+                                                 start_exporter: StartExporter) -> None:
     server = start_exporter(hypervisor.read_only_uri, FLAGS)
-    persistent = f'libvirt_domain_persistent{{domain="{guest}"}}'
-    wait_for(server, persistent, lambda found: found.get(persistent) == 1)
-    event = f'libvirt_domain_events_total{{domain="{guest}",event="%s",detail="%s"}}'
-    hypervisor.virsh("suspend", guest)
-    hypervisor.virsh("resume", guest)
-    found = wait_for(server, "libvirt_domain_events_total", lambda found: event % ("resumed", "unpaused") in found)
-    assert found[event % ("suspended", "paused")] == 1
-    assert found[event % ("crashed", "panicked")] == 0
-    hypervisor.virsh("snapshot-create-as", guest, "first", timeout_s=120)
-    count = f'libvirt_domain_snapshots{{domain="{guest}"}}'
-    wait_for(server, "libvirt_domain_snapshot", lambda found: found.get(count) == 1)
-    # A copy that may move 64 KiB a second stays long enough to be seen.
-    copy = hypervisor.folder / "images" / "copy.qcow2"
-    hypervisor.virsh("snapshot-delete", guest, "first", timeout_s=120)
-    hypervisor.virsh("blockcopy", guest, "vda", "--dest", str(copy), "--transient-job", "--bandwidth", "65536",
-                     "--bytes")
-    label = f'libvirt_domain_block_job_info{{domain="{guest}",target_device="vda",type="copy"}}'
-    wait_for(server, "libvirt_domain_block_job", lambda found: found.get(label) == 1)
-    hypervisor.virsh("blockjob", guest, "vda", "--abort")
-    wait_for(server, "libvirt_domain_block_job", lambda found: not found)
-    hypervisor.virsh("managedsave", guest, timeout_s=120)
-    saved = f'libvirt_domain_managed_save{{domain="{guest}"}}'
-    wait_for(server, "libvirt_domain_managed_save", lambda found: found.get(saved) == 1)
-    found = wait_for(server, "libvirt_domain_events_total", lambda found: event % ("stopped", "saved") in found)
-    assert found[event % ("job_completed", "save")] == 1
-
-
+    memory = 'libvirt_domain_info_memory_usage_bytes{domain="load"}'
+    event = 'libvirt_domain_events_total{domain="load",event="balloon_change",detail="none"}'
+    whole_kib = wait_for(server, "libvirt_domain_info_memory", lambda found: memory in found)[memory] // 1024
+    events = 0.0
+    for kib in (whole_kib - 4096, whole_kib):
+        hypervisor.virsh("setmem", "load", f"{kib:.0f}", "--live")
+        wait_for(server, "libvirt_domain_info_memory", lambda found, kib=kib: found[memory] == kib * 1024)
+        found = wait_for(server, "libvirt_domain_events_total",
+                         lambda found, events=events: found.get(event, 0) > events)
+        events = found[event]
