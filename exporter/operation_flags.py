@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from exporter.errors import UsageError
 from exporter.setting_types import parse_duration
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?", re.IGNORECASE)
+_SIZE = re.compile(r"(-?\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?", re.IGNORECASE)
 _UNITS = {
     "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -148,7 +148,8 @@ def _number(name: str, kind: str, text: str) -> int | float:
 
 def _size(name: str, text: str, unit_bytes: int) -> int:
     found = _SIZE.fullmatch(text.strip())
-    if found is None:
+    # Only a change can be less than nothing.
+    if found is None or (text.strip().startswith("-") and not name.startswith("change_")):
         raise UsageError(f"{flag_of(name)} {text!r}: is not a size; write it like 512MiB or 2GiB")
     number, unit = found.groups()
     size = float(number) * (_UNITS[unit.lower()] if unit else unit_bytes)

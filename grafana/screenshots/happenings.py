@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from collections.abc import Callable
 
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from tests.control_service import ControlService
@@ -11,7 +14,7 @@ PAUSE_S = 12
 
 
 def arrange(hosts: dict[str, PrivateHypervisor]) -> None:
-    """At the start: a squeezed balloon, and a guest that starts with its host and is off."""
+    """At the start: a squeezed balloon, a snapshot, and a guest that starts with its host and is off."""
     beta = hosts["beta"]
     beta.virsh("setmem", "build1", "84M", "--live")
     spare = beta.virsh("dumpxml", "mail1", "--inactive").replace("<name>mail1</name>", "<name>spare1</name>")
@@ -19,13 +22,20 @@ def arrange(hosts: dict[str, PrivateHypervisor]) -> None:
     file.write_text("\n".join(line for line in spare.splitlines() if "<uuid>" not in line and "<mac " not in line))
     beta.virsh("define", str(file))
     beta.virsh("autostart", "spare1")
+    beta.virsh("snapshot-create-as", "mail1", "before-the-update")
 
 
-def operate(control: ControlService, seconds: float) -> None:
-    """For so long: guests paused and resumed, a save and a restore, a dry run, refusals and a failure."""
+def operate(control: ControlService, seconds: float, victim: Callable[[], int] | None = None) -> None:
+    """For so long: guests paused and resumed, a dry run, refusals and a failure.
+
+    At half time the QEMU is killed whose process id `victim` gives: the guest crashes, and a rule starts it again.
+    """
     end_s = time.monotonic() + seconds
     turn = 0
     while (left := end_s - time.monotonic()) > 0:
+        if victim is not None and left < seconds / 2:
+            os.kill(victim(), signal.SIGKILL)
+            victim = None
         for verb, guest, body in plan(turn):
             control.ask("POST", f"/api/v1/domains/{guest}/{verb}", body)
             time.sleep(min(PAUSE_S, max(0.0, left)))
@@ -37,5 +47,7 @@ def plan(turn: int) -> list[tuple[str, str, dict[str, object]]]:
     usual: list[tuple[str, str, dict[str, object]]] = [
         ("suspend", "web1", {"reason": "maintenance of the shop"}), ("resume", "web1", {}),
         ("suspend", "batch1", {"dry_run": True})]
-    return usual if turn % 3 else [*usual, ("start", "web1", {}), ("suspend", "nobody", {}), ("reset", "db1", {}),
-                                   ("reboot", "db1", {"parameters": {"mode": "agent"}})]
+    return usual if turn % 3 else [
+        *usual, ("suspend", "db1", {"reason": "its storage is moved"}), ("resume", "db1", {}), ("start", "web1", {}),
+        ("suspend", "nobody", {}), ("reset", "db1", {}),
+        ("reboot", "db1", {"parameters": {"mode": "agent"}})]

@@ -10,7 +10,7 @@ import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import yaml
 
@@ -21,8 +21,9 @@ from exporter.demonstration.guest_image import GuestImage, cache_folder, guest_i
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from exporter.demonstration.private_namespaces import BRIDGE_ADDRESS, BRIDGE_MAC
 from exporter.demonstration.programs import run_program
-from exporter.monitoring_mixin import knobs, rules
+from exporter.monitoring_mixin import FOLDER, knobs, rules
 from tests.control_service import ControlService
+from tests.live.alerting import alertmanager_server
 from tests.live.servers import Prometheus, Server, exporter_server, prometheus_server
 
 SCRAPE_S = 5
@@ -46,7 +47,7 @@ class Role:
 HOSTS: dict[str, tuple[Role, ...]] = {
     "alpha": (
         Role("web1", "Shop, front end", {"cpu": "15", "pings": f"{PINGS},900,0.02"}, ("read 1048576 4096", "flush")),
-        Role("db1", "Shop, database", {"write": str(2 * MIB), "mem": "24"},
+        Role("db1", "Shop, database", {"write": str(2 * MIB), "mem": "24", "pings": f"{PINGS},500,0.1"},
              ("write 16777216 65536", "read 4194304 4096", "flush", "flush"), vcpus=2, write_limit_bytes=4 * MIB),
         Role("batch1", "Nightly reports", {"cpu": "60"}, ("cpu 60 1", "write 2097152 4096"), vcpus=2),
     ),
@@ -92,8 +93,10 @@ class Scene:
             pool(hypervisor)
             for role in roles:
                 self.consoles[role.name] = start(hypervisor, role, kind, image)
+            hypervisor.virsh("pool-refresh", "images")
             self.exporters[name] = self._exporter(name, hypervisor)
         self.control = self._control()
+        self.alertmanager = self._alertmanager()
         self.prometheus = self._prometheus()
         for console in self.consoles.values():
             console.wait_ready(300)
@@ -114,15 +117,26 @@ class Scene:
     def _control(self) -> ControlService:
         folder = self.folder / "control"
         folder.mkdir()
+        rules = folder / "rules.yml"
+        rules.write_text(yaml.safe_dump(answers()))
         service = ControlService(folder, self.hosts["alpha"].uri)
-        service.start()
+        service.start("--control.rules-file", str(rules))
         self._ending.callback(service.stop)
         return service
+
+    def _alertmanager(self) -> Server:
+        address = f"http://127.0.0.1:{self.control.port}/api/v1/alerts"
+        urls = {address: self.control.tokens["operator"]}
+        server = self._ending.enter_context(alertmanager_server(self.folder, urls))
+        server.start()
+        server.wait_ready()
+        return server
 
     def _prometheus(self) -> Prometheus:
         rule_file = self.folder / "virtgauge.rules.yml"
         rule_file.write_text(rules(knobs()))
-        server = prometheus_server(self.folder, [], f"{SCRAPE_S}s", [rule_file])
+        server = prometheus_server(self.folder, [], f"{SCRAPE_S}s", [rule_file],
+                                   alertmanager=self.alertmanager.address)
         (file,) = self.folder.glob("prometheus-*.yml")
         token = self.folder / "control.token"
         token.write_text(self.control.tokens["reader"])
@@ -169,6 +183,18 @@ def start(hypervisor: PrivateHypervisor, role: Role, kind: Accelerator, image: G
     hypervisor.virsh("define", str(file))
     hypervisor.virsh("start", role.name)
     return hypervisor.console(role.name)
+
+
+def answers() -> dict[str, Any]:
+    """The shipped rules in dry run, but the one that restarts who crashed; and one that a person must approve."""
+    shipped: dict[str, Any] = yaml.safe_load((FOLDER / "rules" / "virtgauge.control-rules.yml").read_text())
+    for rule in shipped["rules"]:
+        rule["mode"] = "enforce" if rule["name"] == "restart-crashed" else "dry-run"
+    shipped["rules"].append({
+        "name": "pause-reports-while-cpu-is-short", "mode": "approve",
+        "match": ['alertname =~ "LibvirtDomainSteal.*"', 'domain =~ "batch.*|web.*"'],
+        "expect": {"state": ["running"]}, "action": {"operation": "domain.suspend"}})
+    return {**shipped, "here": ["instance =~ alpha:.*"], "protected": {"domains": ["web*"]}}
 
 
 def pool(hypervisor: PrivateHypervisor) -> None:

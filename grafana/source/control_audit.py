@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from grafana.source.fleet import ALERTS
-from grafana.source.grid import Annotation, Dashboard, Query, Row, graph, listing, number, upper
+from grafana.source.fleet import ALERTS, OPERATIONS
+from grafana.source.grid import YES_NO, Dashboard, Query, Row, graph, listing, number, upper
 
-OPERATIONS = Annotation(
-    "Operations that changed something",
-    'sum by (instance, operation) (increase(virtgauge_control_operations_total{@host,outcome="changed"}'
-    "[$__rate_interval])) > 0", "{{operation}}", "purple", tags="operation,instance")
+RUNS = "virtgauge_control_rule_runs_total"
+NO_RULES = "No rules (control.rules_file)"
 FAILED = 'outcome=~"failed|timed-out|unreachable"'
 REFUSED = 'outcome=~"refused|forbidden|busy|unconfirmed|not-found|invalid|unsupported"'
 
 
-def over_time(matchers: str = "", by: str = "") -> str:
+def over_time(matchers: str = "", by: str = "", counter: str = "virtgauge_control_operations_total") -> str:
     """Operations in the time shown; a series begins with its first operation, which is no increase."""
-    series = f"virtgauge_control_operations_total{{@host{',' if matchers else ''}{matchers}}}"
+    series = f"{counter}{{@host{',' if matchers else ''}{matchers}}}"
     return (f"round(sum {f'by ({by}) ' if by else ''}(({series} unless {series} offset $__range) or "
             f"increase({series}[$__range])))")
 
@@ -62,6 +60,43 @@ CONTROL = Dashboard(
                     labels={"instance": "Host", "operation": "Operation", "outcome": "Outcome"}, sort="Runs",
                     empty="No operation yet"),
         )),
+        Row("Rules that act", (
+            number("Acts of rules", "What rules did to guests, in the time shown: done, or undone when the alert resolved.",
+                   "none", over_time('result=~"done|undone"', counter=RUNS), width=6, empty=NO_RULES, instant=True),
+            number("Acts that failed", "Acts of rules that failed, or of which it is unknown what became of them, in the "
+                   "time shown.", "none", over_time('result=~"failed|unknown"', counter=RUNS), steps=upper(1), width=6,
+                   empty=NO_RULES, instant=True),
+            number("Wait for approval", "Acts that somebody must approve: virtgauge control pending list. They expire.",
+                   "none", "sum(virtgauge_control_rule_acts_pending{@host})", steps=upper(1), width=6, empty=NO_RULES),
+            number("Kill switch", "Whether rules may act at all: virtgauge control rules stop and go.", "none",
+                   "max(virtgauge_control_rules_stopped{@host})", width=6, trend=False, empty=NO_RULES,
+                   words={"0": ("rules act", "green"), "1": ("stopped", "orange")}),
+            graph("Acts of rules by result", "What became of the rules' acts, an hour: dry-run is what would have been "
+                  "done, expired what nobody approved in time.", "none",
+                  Query(f"3600 * sum by (rule, result) (rate({RUNS}{{@host}}[$__rate_interval])) > 0",
+                        "{{rule}} {{result}}"), width=8, empty="No rule acted"),
+            graph("Alerts received and waiting", "Alerts that came by the webhook, a minute, and those that wait in the "
+                  "queue now.", "none",
+                  Query("60 * sum by (status) (rate(virtgauge_control_alerts_received_total{@host}[$__rate_interval]))",
+                        "{{status}}"),
+                  Query("sum(virtgauge_control_alerts_waiting{@host})", "waiting"), width=8, empty=NO_RULES),
+            listing("Why rules did not act", "Alerts that matched a rule on which it did not act, by the guard that "
+                    "stood in its way.",
+                    Query(over_time(by="rule, reason", counter="virtgauge_control_rule_skips_total") + " > 0", "Times"),
+                    labels={"rule": "Rule", "reason": "Guard"}, sort="Times", width=8, height=8, empty="No rule was held"),
+            listing("Rules", "Each rule in the time shown: what it would have done, did and failed to do; how many guests it "
+                    "leaves alone now since it just acted; and whether its circuit breaker is open.",
+                    Query(over_time(by="instance, rule", counter="virtgauge_control_rule_matches_total"), "Alerts"),
+                    Query(over_time('result="dry-run"', "instance, rule", RUNS), "Would have"),
+                    Query(over_time('result=~"done|undone|unchanged"', "instance, rule", RUNS), "Done"),
+                    Query(over_time('result=~"failed|unknown"', "instance, rule", RUNS), "Failed"),
+                    Query("max by (instance, rule) (virtgauge_control_rule_cooldowns{@host})", "Cooling down"),
+                    Query("max by (instance, rule) (virtgauge_control_rule_breaker_open{@host})", "Breaker open",
+                          words={"1": ("yes", "red"), "0": ("no", "text")}),
+                    Query("time() - max by (instance, rule) (virtgauge_control_rule_last_run_timestamp_seconds{@host})",
+                          "Last act", "s"),
+                    labels={"rule": "Rule", "instance": "Host"}, sort="Alerts", height=8, empty=NO_RULES),
+        )),
         Row("The audit trail in the archive", (
             graph("Records that wait", "Records of the audit trail that the database does not have yet.", "none",
                   Query("virtgauge_control_audit_waiting_records{@host}", "{{instance}}"),
@@ -82,8 +117,8 @@ CONTROL = Dashboard(
                     labels={"domain": "Guest", "mountpoint": "Mounted at"}, sort="Used", width=12,
                     empty="No agent is asked (control.agent.enabled)"),
             listing("Agents", "Whether each guest's agent is there and answers, and how far its clock is off.",
-                    Query("max by (domain) (libvirt_domain_agent_connected{@host})", "There", narrow=True),
-                    Query("max by (domain) (libvirt_domain_agent_up{@host})", "Answers", narrow=True),
+                    Query("max by (domain) (libvirt_domain_agent_connected{@host})", "There", narrow=True, words=YES_NO),
+                    Query("max by (domain) (libvirt_domain_agent_up{@host})", "Answers", narrow=True, words=YES_NO),
                     Query("max by (domain) (libvirt_domain_agent_users{@host})", "Users", narrow=True),
                     Query("max by (domain) (libvirt_domain_agent_load5{@host})", "Load", narrow=True),
                     Query("max by (domain) (libvirt_domain_agent_time_drift_seconds{@host})", "Clock off", "s"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana.source import infinity
 from grafana.source.fleet import ALERTS, EVENTS, STARTS
-from grafana.source.grid import ALARM, Dashboard, Query, Row, graph, listing, number, timeline, upper
+from grafana.source.grid import ALARM, YES_NO, Dashboard, Query, Row, graph, listing, number, timeline, upper
 from grafana.source.infinity import Past, history
 from grafana.source.states import STATE, STATE_WORDS
 
@@ -62,9 +62,9 @@ DOMAIN = Dashboard(
                   Query("max(libvirt_domain_job_memory_dirty_pages_per_second{@domain} * "
                         "libvirt_domain_job_memory_page_bytes{@domain})", "written anew"), empty="No job runs"),
             listing("Settings and last job", "What libvirt knows of the guest besides its figures.",
-                    Query("max by (domain) (libvirt_domain_autostart{@domain})", "Autostart"),
-                    Query("max by (domain) (libvirt_domain_persistent{@domain})", "Persistent"),
-                    Query("max by (domain) (libvirt_domain_managed_save{@domain})", "Managed save"),
+                    Query("max by (domain) (libvirt_domain_autostart{@domain})", "Autostart", words=YES_NO),
+                    Query("max by (domain) (libvirt_domain_persistent{@domain})", "Persistent", words=YES_NO),
+                    Query("max by (domain) (libvirt_domain_managed_save{@domain})", "Managed save", words=YES_NO),
                     Query("max by (domain) (libvirt_domain_snapshots{@domain})", "Snapshots"),
                     Query("max by (domain) (libvirt_domain_job_last_elapsed_seconds{@domain})", "Last job took", "s"),
                     labels={"domain": "Guest"}, width=12, height=8),
@@ -112,14 +112,14 @@ DOMAIN = Dashboard(
                   Query("max(libvirt_domain_memory_stats_unused_bytes{@domain})", "unused by the guest"),
                   Query("max(libvirt_domain_memory_stats_rss_bytes{@domain})", "resident on the host"),
                   Query("max(libvirt_domain_limit_memory_hard_bytes{@domain})", "limit of the process"),
-                  dashed="maximum|assigned|limit.*", height=10),
+                  dashed="maximum|assigned|limit.*", height=11),
             graph("Swap of the guest", "Bytes a second the guest reads from and writes to its swap. Steady reading is a "
                   "guest that lacks memory.", "binBps",
                   Query("max(rate(libvirt_domain_memory_stats_swap_in_bytes_total{@domain}[$__rate_interval]))", "in",
                         slow=True),
                   Query("max(rate(libvirt_domain_memory_stats_swap_out_bytes_total{@domain}[$__rate_interval]))", "out",
                         slow=True),
-                  below="out", empty="Guest does not say", height=10),
+                  below="out", empty="Guest does not say", height=11),
             graph("Page faults of the guest", "Major faults need I/O: many of them is a guest that reads its programs "
                   "again and again.", "cps",
                   Query("max(rate(libvirt_domain_memory_stats_major_fault_total{@domain}[$__rate_interval]))", "major",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana.source.fleet import ALERTS
-from grafana.source.grid import ALARM, Dashboard, Query, Row, graph, listing, number, timeline, upper
+from grafana.source.grid import ALARM, UP_DOWN, Dashboard, Query, Row, graph, listing, number, timeline, upper
 
 EXPORTER = Dashboard(
     uid="virtgauge-exporter", title="virtgauge / Exporter and archive health", annotations=(ALERTS,),
@@ -25,9 +25,9 @@ EXPORTER = Dashboard(
         )),
         Row("Scrapes", (
             timeline("Reached by Prometheus", "Whether each exporter answered.", Query("up{@host}", "{{instance}}"),
-                     words={"1": ("up", "green"), "0": ("down", "red")}, width=12, height=6),
+                     words=UP_DOWN, width=12, height=6),
             timeline("libvirt answers", "Whether libvirt answered each exporter.",
-                     Query("libvirt_up{@host}", "{{instance}}"), words={"1": ("up", "green"), "0": ("down", "red")},
+                     Query("libvirt_up{@host}", "{{instance}}"), words=UP_DOWN,
                      width=12, height=6),
             graph("Scrape duration", "Seconds a scrape takes, as Prometheus sees it.", "s",
                   Query("scrape_duration_seconds{@host}", "{{instance}}"), width=8),
@@ -57,7 +57,12 @@ EXPORTER = Dashboard(
                     "holds it), agent, storage.",
                     Query("max by (instance, domain, reason) (libvirt_domain_sample_incomplete_reason{@host})"),
                     Query("max by (instance, domain) (libvirt_domain_monitor_busy_seconds{@host} > 0)", "Busy for", "s"),
-                    labels={"domain": "Guest", "reason": "Why", "instance": "Host"}, empty="All answered in full"),
+                    labels={"domain": "Guest", "reason": "Why", "instance": "Host"}, width=12, height=7,
+                    empty="All answered in full"),
+            listing("Calls that libvirt does not support", "What this hypervisor's driver, or this version of libvirt, "
+                    "does not know: asked once, and the figures from it are absent.",
+                    Query("max by (instance, call) (virtgauge_unsupported_call_info{@host})"),
+                    labels={"instance": "Host", "call": "Call"}, width=12, height=7, empty="All are supported"),
         )),
         Row("Archive", (
             graph("Archive lag", "Seconds since the newest sample that the database has.", "s",
@@ -67,13 +72,14 @@ EXPORTER = Dashboard(
                   Query("virtgauge_archive_spool_bytes{@host}", "{{instance}}"),
                   Query("virtgauge_archive_spool_limit_bytes{@host}", "{{instance}} limit"), dashed=".* limit",
                   empty="The archive is off"),
-            graph("Samples spooled, stored and lost", "Spooled and stored run level; lost is a gap for ever.", "ops",
+            graph("Samples spooled, stored and lost", "Spooled and stored run level, stored a minute later; "
+                  "lost is a gap for ever.", "ops",
                   Query("sum by (instance) (rate(virtgauge_archive_spooled_samples_total{@host}[$__rate_interval]))",
-                        "{{instance}} spooled"),
+                        "{{instance}} spooled", slow=True),
                   Query("sum by (instance) (rate(virtgauge_archive_stored_samples_total{@host}[$__rate_interval]))",
-                        "{{instance}} stored"),
+                        "{{instance}} stored", slow=True),
                   Query("sum by (instance, reason) (rate(virtgauge_archive_dropped_samples_total{@host}"
-                        "[$__rate_interval])) > 0", "{{instance}} lost: {{reason}}"), empty="The archive is off"),
+                        "[$__rate_interval])) > 0", "{{instance}} lost: {{reason}}", slow=True), empty="The archive is off"),
             graph("Faults of the database", "1 while the database takes no samples for this reason.", "none",
                   Query("max by (instance, fault) (virtgauge_archive_fault{@host}) > 0", "{{instance}} {{fault}}"),
                   empty="No fault"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from grafana.source.grid import (
     ALARM,
     RED,
+    UP_DOWN,
     Annotation,
     Dashboard,
     Query,
@@ -16,6 +17,7 @@ from grafana.source.grid import (
     number,
     upper,
 )
+from grafana.source.states import STATE_COLOURS
 
 STARTS = Annotation("Guest started", "libvirt_domain_start_timestamp_seconds{@domain} * 1000", "{{domain}} started",
                     "green", value_is_time=True)
@@ -26,10 +28,15 @@ EVENTS = Annotation("What happened to guests", "sum by (instance, domain, event,
 """An event's counter begins with its first event, which is no increase: hence the second half."""
 ALERTS = Annotation("Alerts", 'ALERTS{@host,alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"}',
                     "{{alertname}} {{domain}}", RED, tags="alertname,severity,domain,instance")
+OPERATIONS = Annotation(
+    "Acts of control",
+    'sum by (instance, operation) (increase(virtgauge_control_operations_total{@host,outcome="changed"}'
+    "[$__rate_interval])) > 0", "{{operation}} by {{instance}}", "purple", tags="operation,instance", enabled=False)
+"""A switch away: a busy service would fill the graphs with them."""
 GUEST = {"instance": "Host", "domain": "Guest"}
 
 FLEET = Dashboard(
-    uid="virtgauge-fleet", title="virtgauge / Fleet", domains="many", annotations=(ALERTS,),
+    uid="virtgauge-fleet", title="virtgauge / Fleet", domains="many", annotations=(ALERTS, OPERATIONS),
     description="Which hosts and guests need me now? From here a click leads to the host, and from there to the guest.",
     rows=(
         Row("Now", (
@@ -51,7 +58,7 @@ FLEET = Dashboard(
         Row("Hosts", (
             listing("All hosts", "One line a host. Steal is the worst of all its vCPUs; assigned memory is what balloons "
                     "leave to guests now.",
-                    Query("max by (instance) (libvirt_up{@host})", "libvirt"),
+                    Query("max by (instance) (libvirt_up{@host})", "libvirt", words=UP_DOWN),
                     Query('sum by (instance) (libvirt_domains{@host,state="running"})', "Running"),
                     Query("sum by (instance) (libvirt_domain_info_virtual_cpus{@host})", "vCPUs"),
                     Query("sum by (instance) (libvirt_domain_cpu_usage_cores{@host})", "pCPUs in use"),
@@ -104,7 +111,8 @@ FLEET = Dashboard(
         )),
         Row("Inventory", (
             graph("Guests by state", "How many guests are in each state, over all hosts.", "none",
-                  Query("sum by (state) (libvirt_domains{@host})", "{{state}}"), stacked=True, width=8, height=9),
+                  Query("sum by (state) (libvirt_domains{@host})", "{{state}}"), stacked=True, width=8, height=9,
+                  colours=STATE_COLOURS),
             listing("Guests", "Every guest that is known, with its owner where the XML names one.",
                     Query("max by (instance, domain, title, type, machine, project_name, flavor, uuid) "
                           "(libvirt_domain_info{@domain})"),

@@ -8,7 +8,7 @@ so is what its encoder adds and Grafana does not need (`_without_noise`).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +30,9 @@ Steps = Sequence[tuple[float | None, str]]
 NEUTRAL: Steps = ((None, BLUE),)
 ALARM: Steps = ((None, GREEN), (1, RED))
 NOTHING = "–"
+Words = dict[str, tuple[str, str]]
+YES_NO: Words = {"1": ("yes", GREEN), "0": ("no", GREY)}
+UP_DOWN: Words = {"1": ("up", GREEN), "0": ("down", RED)}
 NARROW = 90
 SLOW = "120s"
 
@@ -58,6 +61,7 @@ class Query:
     steps: Steps = ((None, GREEN), (0.8, ORANGE), (0.95, RED))  # of the gauge
     narrow: bool = False
     slow: bool = False
+    words: Words | None = None  # of a table's cells
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,10 @@ def host_link(where: str = "field.labels") -> str:
 def graph(title: str, description: str, unit: str, *queries: Query, width: int = 12, height: int = 8,
           steps: Steps = (), stacked: bool = False, link: str = "", ratio: bool = False, below: str = "",
           empty: str = "No data", calcs: Sequence[str] = ("mean", "max", "lastNotNull"), decimals: int | None = None,
-          dashed: str = "", always: str = "") -> Panel:
+          dashed: str = "", always: str = "", colours: Mapping[str, str] | None = None) -> Panel:
     """Lines over time. `below` is a pattern of series drawn downwards, `dashed` of limits and comparisons.
 
-    `always` is a span like `1y` that is shown whatever the dashboard's time is.
+    `always` is a span like `1y` that is shown whatever the dashboard's time is; `colours` of series by name.
     """
     made = timeseries.Panel()
     if always:
@@ -161,6 +165,8 @@ def graph(title: str, description: str, unit: str, *queries: Query, width: int =
             models.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [8, 6]}),
             models.DynamicConfigValue("custom.fillOpacity", 0),
             models.DynamicConfigValue("custom.stacking", {"mode": "none", "group": "B"})])
+    for name, colour in (colours or {}).items():
+        made.override_by_name(name, [models.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": colour})])
     _link(made, link)
     for at, query in enumerate(queries):
         made.with_target(_target(query, at))
@@ -168,7 +174,7 @@ def graph(title: str, description: str, unit: str, *queries: Query, width: int =
 
 
 def number(title: str, description: str, unit: str, expr: str, *, width: int = 4, height: int = 4,
-           steps: Steps = NEUTRAL, legend: str = "", trend: bool = True, words: dict[str, tuple[str, str]] | None = None,
+           steps: Steps = NEUTRAL, legend: str = "", trend: bool = True, words: Words | None = None,
            empty: str = "No data", link: str = "", name: bool = False, instant: bool = False) -> Panel:
     """One figure with its recent course; `words` gives a value a text and a colour."""
     made = stat.Panel()
@@ -197,7 +203,7 @@ def bars(title: str, description: str, unit: str, query: Query, *, width: int = 
     return Panel(made, width, height)
 
 
-def timeline(title: str, description: str, *queries: Query, words: dict[str, tuple[str, str]], width: int = 24,
+def timeline(title: str, description: str, *queries: Query, words: Words, width: int = 24,
              height: int = 8, link: str = "", empty: str = "No data") -> Panel:
     """States over time, each in its colour."""
     made = statetimeline.Panel()
@@ -335,14 +341,17 @@ def _laid_out(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _describe(made: Any, title: str, description: str, unit: str, empty: str, steps: Steps,
-              words: dict[str, tuple[str, str]] | None = None) -> None:
+              words: Words | None = None) -> None:
     made.title(title).description(description).unit(unit).no_value(empty).datasource(DATASOURCE)
     made.thresholds(builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(
         [models.Threshold(value=value, color=colour) for value, colour in steps]))
     if words:
-        made.mappings([models.ValueMap({
-            value: models.ValueMappingResult(text=text, color=colour, index=at)
-            for at, (value, (text, colour)) in enumerate(words.items())})])
+        made.mappings([_mapping(words)])
+
+
+def _mapping(words: Words) -> models.ValueMap:
+    return models.ValueMap({value: models.ValueMappingResult(text=text, color=colour, index=at)
+                            for at, (value, (text, colour)) in enumerate(words.items())})
 
 
 def _link(made: Any, address: str) -> None:
@@ -355,6 +364,9 @@ def _column(query: Query) -> list[models.DynamicConfigValue]:
     found = [models.DynamicConfigValue("unit", query.unit or "short")]
     if query.narrow:
         found.append(models.DynamicConfigValue("custom.width", NARROW))
+    if query.words:
+        found += [models.DynamicConfigValue("mappings", [_mapping(query.words)]),
+                  models.DynamicConfigValue("custom.cellOptions", {"type": "color-text"})]
     if query.gauge:
         found += [models.DynamicConfigValue("custom.cellOptions", {"type": "gauge", "mode": "basic"}),
                   models.DynamicConfigValue("min", 0), models.DynamicConfigValue("max", 1),

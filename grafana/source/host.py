@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from grafana.source import infinity
 from grafana.source.fleet import ALERTS, EVENTS, STARTS
 from grafana.source.grid import (
     ALARM,
+    UP_DOWN,
     Dashboard,
     Query,
     Row,
@@ -20,14 +22,20 @@ from grafana.source.grid import (
 )
 from grafana.source.states import STATE, STATE_WORDS
 
+LATENCY = ("libvirt_domain_block_write_latency_seconds{@domain} or "
+           'label_replace(libvirt_domain_block_read_latency_seconds{@domain}, "way", "read", "", "") or '
+           'label_replace(libvirt_domain_block_flush_latency_seconds{@domain}, "way", "flush", "", "")')
+"""All three of each disk: told apart by a label, or else `or` would keep one of them."""
+
 HOST = Dashboard(
     uid="virtgauge-host", title="virtgauge / Host", domains="many", annotations=(ALERTS, STARTS, replace(EVENTS, enabled=False)),
+    more_annotations=(infinity.acts(domain=""),), more_variables=(infinity.variable("control"),),
     description="What happens on this host, and who does it to whom? Who uses the CPUs, the disks and the network, and "
                 "who waits because of it.",
     rows=(
         Row("Now", (
             number("libvirt", "Whether libvirt answered the last sample.", "none", "min(libvirt_up{@host})",
-                   words={"1": ("up", "green"), "0": ("down", "red")}, trend=False),
+                   words=UP_DOWN, trend=False),
             number("Guests running", "Running guests.", "none", 'sum(libvirt_domains{@host,state="running"})'),
             number("vCPUs", "vCPUs online in all guests.", "none", "sum(libvirt_domain_info_virtual_cpus{@host})"),
             number("pCPUs in use", "pCPUs that guests and their QEMUs use.", "short",
@@ -65,13 +73,18 @@ HOST = Dashboard(
             bars("Uses most CPU now", "The ten guests with the most pCPUs. Beside those who wait: the same name on "
                  "both sides is a guest that wants more than the host has.", "short",
                  Query("topk(10, sum by (instance, domain) (libvirt_domain_cpu_usage_cores{@domain}))", "{{domain}}"),
-                 link=guest_link()),
+                 width=6, link=guest_link()),
             bars("Waits most for a pCPU now", "The ten guests whose worst vCPU waits most.", "percentunit",
                  Query("topk(10, max by (instance, domain) (libvirt_domain_vcpu_steal_ratio{@domain}))", "{{domain}}"),
-                 steps=upper(0.1, 0.3), most=1, link=guest_link(), empty="No steal measured"),
-            bars("Writes most now", "The ten guests that write most bytes a second.", "binBps",
-                 Query("topk(10, sum by (instance, domain) (libvirt_domain_block_write_bytes_per_second{@domain}))",
-                       "{{domain}}"), link=guest_link()),
+                 width=6, steps=upper(0.1, 0.3), most=1, link=guest_link(), empty="No steal measured"),
+            bars("Uses the disks most now", "The ten guests that read and write most bytes a second.", "binBps",
+                 Query("topk(10, sum by (instance, domain) (libvirt_domain_block_read_bytes_per_second{@domain} + "
+                       "libvirt_domain_block_write_bytes_per_second{@domain}))", "{{domain}}"), width=6,
+                 link=guest_link(), empty="No disk"),
+            bars("Waits longest for a disk now", "The ten guests whose worst disk is slowest, of reads, writes and "
+                 "flushes. Beside those who use the disks most: another name here is who suffers from them.", "s",
+                 Query(f"topk(10, max by (instance, domain) ({LATENCY}))", "{{domain}}"), width=6,
+                 steps=upper(0.05, 0.2), link=guest_link(), empty="No requests"),
         )),
         Row("The host itself", (
             graph("Host CPUs", "CPUs busy with each mode of work, of those that are online.", "short",

@@ -66,10 +66,13 @@ def history(title: str, description: str, unit: str, *asked: Past, ratio: bool =
     return panel
 
 
-def acts() -> builders.AnnotationQuery:
-    """Who did what to the guest, from the control service's audit trail; off until a data source is chosen."""
+def acts(domain: str = "${domain}") -> builders.AnnotationQuery:
+    """Who did what to the guest (or, without one, to all of the service), from the control service's audit trail.
+
+    Off until a data source is chosen.
+    """
     query = _Query("Anno", CONTROL, "/api/v1/annotations",
-                   {"from": "${__from}", "to": "${__to}", "domain": "${domain}"},
+                   {"from": "${__from}", "to": "${__to}", **({"domain": domain} if domain else {})},
                    {"time": ("time", "timestamp"), "timeEnd": ("timeEnd", "timestamp"), "title": ("title", "string"),
                     "text": ("text", "string"), "tags": ("tags", "string")}, "table")
     return (builders.AnnotationQuery().name("Acts of control").datasource(CONTROL).enable(False).icon_color("purple")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana.source.fleet import ALERTS
-from grafana.source.grid import Dashboard, Query, Row, graph, guest_link, listing, number, upper
+from grafana.source.grid import YES_NO, Dashboard, Query, Row, graph, guest_link, listing, number, upper
 
 DISK = "{{domain}} {{target_device}}"
 GROWTH = ("deriv(libvirt_domain_block_stats_physicalsize_bytes{@domain}[6h])")
@@ -42,8 +42,10 @@ STORAGE = Dashboard(
                     Query("max by (instance, pool) (libvirt_pool_info_available_bytes{@host} / "
                           "(deriv(libvirt_pool_info_allocation_bytes{@host}[6h]) > 0))", "Full in", "s"),
                     Query("max by (instance, pool) (libvirt_pool_volumes{@host})", "Volumes", narrow=True),
-                    Query('max by (instance, pool) (libvirt_pool_state{@host,state="running"})', "Running", narrow=True),
-                    Query("max by (instance, pool) (libvirt_pool_autostart{@host})", "Autostart", narrow=True),
+                    Query('max by (instance, pool) (libvirt_pool_state{@host,state="running"})', "Running", narrow=True,
+                          words=YES_NO),
+                    Query("max by (instance, pool) (libvirt_pool_autostart{@host})", "Autostart", narrow=True,
+                          words=YES_NO),
                     labels={"pool": "Pool", "instance": "Host"}, width=16, height=8, empty="No storage pool"),
             listing("Snapshots", "Guests with snapshots: how many, and since when. Old ones are often forgotten.",
                     Query("max by (instance, domain) (libvirt_domain_snapshots{@domain})", "Snapshots"),

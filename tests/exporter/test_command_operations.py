@@ -168,12 +168,15 @@ def test_an_xml_field_is_read_from_a_file(tmp_path):
         memory_bytes: int = 0
         timeout_s: float = 1
         tag: list[str] = []
+        change_mib: int = 0
 
     (tmp_path / "x.xml").write_text("<a>ü</a>")
     read = parameter_document(
-        Model, {"xml": str(tmp_path / "x.xml"), "memory_bytes": "1.5GiB", "timeout_s": "2m", "tag": ("a", "b")}
+        Model, {"xml": str(tmp_path / "x.xml"), "memory_bytes": "1.5GiB", "timeout_s": "2m", "tag": ("a", "b"),
+                "change_mib": "-1GiB"}
     )
-    assert read == {"xml": "<a>ü</a>", "memory_bytes": 3 << 29, "timeout_s": 120, "tag": ["a", "b"]}
+    assert read == {"xml": "<a>ü</a>", "memory_bytes": 3 << 29, "timeout_s": 120, "tag": ["a", "b"],
+                    "change_mib": -1024}
     for values, part in (
         ({"xml": str(tmp_path / "absent")}, "No such file"),
         ({"xml": str(tmp_path)}, "Is a directory"),

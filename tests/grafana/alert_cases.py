@@ -28,6 +28,7 @@ class Case:
     good: Mapping[str, float | Grows]
     job: str = "libvirt"
     minutes: int = 120
+    ended: int = 90  # good minutes after which nothing fires any more
     at_once: bool = False  # an event: fires with the first sample, and is held by keep_firing_for
 
 
@@ -102,7 +103,7 @@ CASES: dict[str, Case] = {
         {'libvirt_pool_info_capacity_bytes{pool="p"}': 1e6, 'libvirt_pool_info_allocation_bytes{pool="p"}': 8e5,
          'libvirt_pool_info_available_bytes{pool="p"}': Grows(-300)},
         {'libvirt_pool_info_capacity_bytes{pool="p"}': 1e6, 'libvirt_pool_info_allocation_bytes{pool="p"}': 8e5,
-         'libvirt_pool_info_available_bytes{pool="p"}': 2e5}, minutes=600),
+         'libvirt_pool_info_available_bytes{pool="p"}': 2e5}, minutes=600, ended=450),
     "LibvirtDomainNetworkErrors": Case(
         {f"libvirt_domain_interface_stats_{way}_errors_total{{{DISK}}}": Grows(600) for way in ("receive", "transmit")},
         {f"libvirt_domain_interface_stats_{way}_errors_total{{{DISK}}}": Grows(6) for way in ("receive", "transmit")}),
@@ -157,9 +158,14 @@ CASES: dict[str, Case] = {
                                         at_once=True),
     "VirtgaugeRuleFailed": Case(
         {'virtgauge_control_rule_runs_total{rule="resume",result="failed"}': Grows(1)},
-        {'virtgauge_control_rule_runs_total{rule="resume",result="done"}': Grows(1),
-         'virtgauge_control_rule_breaker_open{rule="resume"}': 0},
+        {'virtgauge_control_rule_runs_total{rule="resume",result="done"}': Grows(1)},
         job="virtgauge-control", at_once=True),
+    "VirtgaugeRuleCircuitOpen": replace(level("virtgauge_control_rule_breaker_open", 1, 0, 'rule="resume"'),
+                                        job="virtgauge-control"),
+    "VirtgaugeApprovalWaiting": replace(level("virtgauge_control_rule_acts_pending", 2, 0, ""),
+                                        job="virtgauge-control"),
+    "VirtgaugeRulesStopped": replace(level("virtgauge_control_rules_stopped", 1, 0, "", minutes=120),
+                                     job="virtgauge-control"),
     "VirtgaugeControlOperationFailed": Case(
         {'virtgauge_control_operations_total{operation="domain start",outcome="failed"}': Grows(1)},
         {'virtgauge_control_operations_total{operation="domain start",outcome="changed"}': Grows(1)},

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+from prometheus_client import Metric
 
 from collectors import COLLECTORS
 from collectors.agent import AGENT
 from collectors.fields import Collector
 from collectors.sampling import sampling
 from exporter.archive.metrics import ARCHIVE
+from exporter.control.alert_store import AlertStore
+from exporter.control.audit_metrics import AuditMetrics
+from exporter.control.control_metrics import ControlMetrics
+from exporter.control.folders import Folders
+from exporter.control.rule_metrics import RuleMetrics
+from exporter.control.rules import load_rules
+from tests.samples import REPOSITORY
 
 # What Prometheus itself, and the client library on the exporter's page, add.
 PROMETHEUS = {"up", "ALERTS", "scrape_duration_seconds", "scrape_series_added", "scrape_samples_scraped"}
 PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds",
            "process_start_time_seconds"}
-
-# On the control service's own page (exporter/control/control_metrics.py).
-CONTROL = {"virtgauge_control_operations_total", "virtgauge_control_operations_running",
-           "virtgauge_control_operation_duration_seconds_bucket", "virtgauge_control_operation_duration_seconds_count",
-           "virtgauge_control_interface_change_open", "virtgauge_control_audit_archive_ok",
-           "virtgauge_control_audit_waiting_records", "virtgauge_control_audit_spooled_records_total",
-           "virtgauge_control_audit_stored_records_total",
-           "virtgauge_control_rule_runs_total", "virtgauge_control_rule_breaker_open"}
 
 # Metrics of the default page that no panel and no alert uses, by prefix, with the reason.
 UNUSED = {
@@ -59,7 +64,16 @@ UNUSED = {
     "libvirt_node_interface_": "the host's own interfaces are node_exporter's subject",
     "libvirt_node_ksm_": "only hosts that merge pages have them",
     "libvirt_domain_memory_stats_hugetlb_": "only guests with huge pages have them; a graph would be empty for others",
-    "virtgauge_unsupported_call_info": "of other hypervisors' drivers; a QEMU of today supports what is asked",
+}
+
+NOTHING_YET = SimpleNamespace(spooled=0, stored=0, waiting=0, fault=None)
+
+# Those of the control service's page.
+UNUSED_CONTROL = {
+    "virtgauge_control_operation_duration_seconds_": "of a histogram its buckets are used",
+    "virtgauge_control_rule_run_seconds_total": "how long rules took; each record of the audit trail has its times",
+    "virtgauge_control_rule_acts_retrying": "an act that is tried again is told by the audit trail; the ones that a "
+                                            "person must see to are shown",
 }
 
 
@@ -73,6 +87,26 @@ def default_page() -> set[str]:
     return names([sampling(COLLECTORS), *(collector for collector in COLLECTORS if collector.default)])
 
 
-def known() -> set[str]:
+@cache
+def control_page() -> frozenset[str]:
+    """Names on the control service's own page, as its collectors give them."""
+    with TemporaryDirectory() as folder:
+        store = AlertStore(Path(folder))
+        rules = load_rules(REPOSITORY / "grafana" / "rules" / "virtgauge.control-rules.yml")
+        collectors = [ControlMetrics(Folders(Path(folder))), AuditMetrics(lambda: NOTHING_YET),
+                      RuleMetrics(store, lambda: rules, lambda: False)]
+        found = {name for collector in collectors for family in collector.collect() for name in served(family)}
+        store.close()
+    return frozenset(found)
+
+
+def served(family: Metric) -> tuple[str, ...]:
+    """The names of a family's series."""
+    endings = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
+    return tuple(family.name + ending for ending in endings.get(family.type, ("",)))
+
+
+@cache
+def known() -> frozenset[str]:
     """Every name that an expression may use."""
-    return names([sampling(COLLECTORS), ARCHIVE, AGENT, *COLLECTORS]) | CONTROL | PROMETHEUS | PROCESS
+    return frozenset(names([sampling(COLLECTORS), ARCHIVE, AGENT, *COLLECTORS]) | control_page() | PROMETHEUS | PROCESS)

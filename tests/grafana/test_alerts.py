@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
 
-from exporter import cli, monitoring_mixin
+from exporter import monitoring_mixin
+from exporter.control.rules import load_rules
+from tests import command_lines
 from tests.grafana.alert_cases import ALWAYS, CASES, WEEK, Case, Grows
-from tests.grafana.expressions import FOLDER, metrics
+from tests.grafana.expressions import FILES, FOLDER, dashboard, metrics
 from tests.grafana.known_metrics import known
+from tests.samples import REPOSITORY
 
 FILE = FOLDER / "alerts" / "virtgauge.rules.yml"
 RUNBOOKS = FOLDER / "alerts" / "runbooks"
@@ -72,33 +74,61 @@ def test_recording_rules_are_named_level_metric_operations(name: str) -> None:
     assert metric in known()
 
 
+@pytest.mark.parametrize("document", ["README.md", "docs/dashboards.md"])
+def test_documents_count_the_alerts_rightly(document: str) -> None:
+    assert set(re.findall(r"(\d+) alerts", (REPOSITORY / document).read_text())) == {str(len(ALERTS))}
+
+
 def test_an_alert_and_its_runbook_come_together() -> None:
     assert {file.stem for file in RUNBOOKS.iterdir()} == set(ALERTS)
 
 
 @EACH
 def test_a_runbook_leads_to_a_command(name: str) -> None:
+    """Its commands are parsed in tests/test_documented_commands.py."""
     text = (RUNBOOKS / f"{name}.md").read_text()
-    headings = re.findall(r"^#+ (.*)$", text, re.M)
-    assert headings == [name, "Meaning", "Impact", "Diagnosis", "Mitigation"]
-    assert "virtgauge " in text
-    for line in re.findall(r"(?:^|`)(virtgauge [a-z][^`\n]*)", text, re.M):
-        words = shlex.split(line)
-        if words[1] in cli.COMMANDS:
-            check_command(words[1:], line)
+    assert re.findall(r"^#+ (.*)$", text, re.M) == [name, "Meaning", "Impact", "Diagnosis", "Mitigation"]
+    diagnosis, mitigation = text.split("## Diagnosis\n")[1].split("## Mitigation\n")
+    uid = re.search(r"/d/([\w-]+)", ALERTS[name]["annotations"]["dashboard_url"])
+    assert uid
+    assert f"Look at the dashboard {uid[1]} first" in diagnosis
+    assert len(diagnosis.split("```")[1].strip().splitlines()) >= 2
+    assert list(command_lines.commands(mitigation))
 
 
-def check_command(words: list[str], line: str) -> None:
-    """The command exists, and so do its flags."""
-    command: click.Command = cli.build()
-    context = click.Context(command)
-    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        found = command.get_command(context, words.pop(0))
-        assert found, line
-        command = found
-    flags = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
-    asked = {word.partition("=")[0].rstrip(".,") for word in words if word.startswith("-")}
-    assert asked <= flags | {"--help"}, line
+@EACH
+def test_a_runbook_says_what_its_rule_says(name: str) -> None:
+    rule = ALERTS[name]
+    wait = f"after {rule['for']}" if "for" in rule else "at once"
+    assert f"(severity {rule['labels']['severity']}, {wait})." in (RUNBOOKS / f"{name}.md").read_text().splitlines()[2]
+
+
+def test_what_runbooks_name_exists() -> None:
+    """Metrics, the beginning of one in a grep, other alerts, documents, shipped rules, dashboards' rows."""
+    texts = "\n".join(file.read_text() for file in RUNBOOKS.iterdir())
+    for line in texts.splitlines():
+        for metric in re.findall(r"\b(?:libvirt|virtgauge)_\w+", line):
+            assert any(one.startswith(metric) for one in known()) if "grep" in line else metric in known(), line
+    assert set(re.findall(r"\b(?:Libvirt|Virtgauge)[A-Z]\w+", texts)) <= set(ALERTS)
+    for document in re.findall(r"docs/[\w-]+\.md", texts):
+        assert (REPOSITORY / document).exists(), document
+    shipped = {rule.name for rule in load_rules(FOLDER / "rules" / "virtgauge.control-rules.yml").rules}
+    assert {name for names in re.findall(r"shipped rules? (`[^:]*`)", texts) for name in re.findall(r"`(.*?)`", names)
+            } <= shipped
+    rows = {panel["title"] for file in FILES for panel in dashboard(file)["panels"] if panel["type"] == "row"}
+    assert all(any(row.startswith(named) for row in rows) for named in re.findall(r", row ([\w -]+)\)", texts))
+
+
+def test_what_runbooks_ask_of_virsh_exists() -> None:
+    texts = "\n".join(file.read_text() for file in RUNBOOKS.iterdir())
+    asked = {tuple(command_lines.words_of(line.text)[1:]) for line in command_lines.commands(texts, "virsh")}
+    assert len(asked) > 10
+    for words in sorted(asked):
+        words = words[2:] if words[0] in {"-c", "--connect"} else words
+        verb, *flags = [word for word in words if word != "--readonly"]
+        shown = subprocess.run(["virsh", "help", verb], capture_output=True, text=True, check=False, timeout=30)
+        assert shown.returncode == 0, words
+        assert all(flag in shown.stdout for flag in flags if flag.startswith("--")), words
 
 
 def test_every_alert_has_a_case() -> None:
@@ -141,30 +171,34 @@ def written(folder: Path, name: str, tests: list[dict[str, Any]], interval: str 
 
 def cases_of(name: str, case: Case) -> list[dict[str, Any]]:
     """Firing, not firing, flapping."""
-    end = f"{case.minutes}m"
     fired = [expected(name, own_labels(name, case))]
-    flapping = {**case.good, **case.bad}
-    flaps = {series: [case.bad.get(series, value), case.good.get(series)] for series, value in flapping.items()}
-    found = [
-        one_test(case, {series: constant(value, case.minutes) for series, value in case.bad.items()}, name, end, fired),
-        one_test(case, {series: constant(value, case.minutes) for series, value in case.good.items()}, name, end, []),
-    ]
+    end = case.minutes
+    good = {series: constant(value, end) for series, value in case.good.items()}
+    found = [one_test(case, good, name, {end: []})]
     if case.at_once:  # one burst: it fires, is held for a while, and ends
-        burst = {series: "0x30 1+0x90" for series in case.bad}
-        found.append(one_test(case, burst, name, "34m", fired))
-        found.append(one_test(case, burst, name, "110m", []))
-        begins = {series: "_x30 1+0x90" for series in case.bad}  # a counter that begins with its first event
-        found.append(one_test(case, begins, name, "34m", fired))
-    else:  # two bad minutes in every ten never last
-        found.append(one_test(case, {series: flap(bad, good, case.minutes) for series, (bad, good) in flaps.items()},
-                              name, end, []))
+        found.append(one_test(case, {series: constant(value, end) for series, value in case.bad.items()}, name,
+                              {end: fired}))
+        found.append(one_test(case, dict.fromkeys(case.bad, "0x30 1+0x90"), name, {34: fired, 110: []}))
+        begins = dict.fromkeys(case.bad, "_x30 1+0x90")  # a counter that begins with its first event
+        found.append(one_test(case, begins, name, {34: fired}))
+        return found
+    both = {series: (case.bad.get(series), case.good.get(series)) for series in {**case.good, **case.bad}}
+    # Two bad minutes in every ten never make it fire.
+    flapping = [minute % 10 not in (4, 5) for minute in range(end + 1)]
+    found.append(one_test(case, {one: samples(*values, flapping) for one, values in both.items()}, name, {end: []}))
+    # It fires; two good minutes do not end it, so that it is told once; good ones for good do.
+    course = [False] * (end + 1) + [True] * 2 + [False] * 10 + [True] * case.ended
+    found.append(one_test(case, {one: samples(*values, course) for one, values in both.items()}, name,
+                          {end: fired, end + 2: fired, end + 8: fired, len(course) - 1: []}))
     return found
 
 
-def one_test(case: Case, series: dict[str, str], name: str, at: str, alerts: list[dict[str, Any]]) -> dict[str, Any]:
+def one_test(case: Case, series: dict[str, str], name: str, checks: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
+    """`checks`: the alerts that must fire after so many minutes."""
     return {"interval": "1m", "input_series": [{"series": bound(one, case.job), "values": values}
                                                for one, values in series.items()],
-            "alert_rule_test": [{"eval_time": at, "alertname": name, "exp_alerts": alerts}]}
+            "alert_rule_test": [{"eval_time": f"{at}m", "alertname": name, "exp_alerts": alerts}
+                                for at, alerts in checks.items()]}
 
 
 def bound(series: str, job: str) -> str:
@@ -180,20 +214,20 @@ def constant(value: float | Grows, minutes: int) -> str:
     return f"{value}+0x{minutes}"
 
 
-def flap(bad: float | Grows | None, good: float | Grows | None, minutes: int) -> str:
-    """Two bad minutes, eight good ones, and so on; the test looks at the end of the good ones."""
-    samples = []
+def samples(bad: float | Grows | None, good: float | Grows | None, course: Sequence[bool]) -> str:
+    """A sample a minute: of `good` where it is true, else of `bad`; a counter goes on from where it is."""
+    found = []
     total = 1e6 if any(isinstance(one, Grows) and one.by < 0 for one in (bad, good)) else 0.0
-    for minute in range(minutes + 1):
-        value = bad if minute % 10 in (4, 5) else good
+    for is_good in course:
+        value = good if is_good else bad
         if isinstance(value, Grows):
             total += value.by
-            samples.append(f"{total:.0f}")
+            found.append(f"{total:.0f}")
         elif isinstance(bad, Grows) or isinstance(good, Grows):
-            samples.append(f"{total:.0f}")
+            found.append(f"{total:.0f}")
         else:
-            samples.append("stale" if value is None else str(value))
-    return " ".join(samples)
+            found.append("stale" if value is None else str(value))
+    return " ".join(found)
 
 
 def own_labels(name: str, case: Case) -> dict[str, str]:

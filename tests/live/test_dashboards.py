@@ -26,6 +26,7 @@ NO_CGROUP = "the private hypervisor has no cgroups and no tc, so that libvirt re
 EITHER = "a disk has limits of reads and writes, or one of both: here the first"
 TRANSIENT = "a raw disk of a transient guest takes no snapshot"
 NO_GROWTH = "the guest's disk is written in place, and six hours of a pool are needed"
+SUPPORTED = "this libvirt knows all the calls that are made"
 WELL = "nothing is wrong: all guests answer in full and no rule is loaded"
 EMPTY_HERE = {
     # Each query by name; the list holds for the guest and host of this test.
@@ -57,6 +58,7 @@ EMPTY_HERE = {
     "virtgauge-exporter: Guests answered in part A": WELL,
     "virtgauge-exporter: Guests answered in part B": WELL,
     "virtgauge-fleet: Alerts that fire A": WELL,
+    "virtgauge-exporter: Calls that libvirt does not support A": SUPPORTED,
     "virtgauge-domain: Wait of each vCPU A": "this kernel does not tell, and absent is not zero",
     "virtgauge-host: Virtual networks A": "the private hypervisor has no virtual network",
 }
