@@ -49,7 +49,7 @@ SOURCES: Mapping[str, Callable[[Inventory], Source]] = {
 """What makes the periodic Source of a collector that is read beside the sampling, by the collector's name."""
 
 HASTENED_BY: Mapping[str, tuple[str, ...]] = {
-    "lifecycle": (SETTINGS.name, SNAPSHOTS.name),
+    "lifecycle": (JOBS.name, SETTINGS.name, SNAPSHOTS.name),
     "job_completed": (JOBS.name, SNAPSHOTS.name),
     "block_job_2": (JOBS.name, BACKING.name),
     "migration_iteration": (JOBS.name,),

@@ -69,10 +69,12 @@ class EventListener:
     """
 
     def __init__(self, opener: Opener, inventory: Invalidated, listeners: Iterable[Listener] = (),
-                 also: Iterable[str] = ()) -> None:
+                 also: Iterable[str] = (), missed: Callable[[], None] = lambda: None) -> None:
+        """``missed`` is called when events may have been missed, in the listener's thread; it must not block."""
         self._opener = opener
         self._inventory = inventory
         self._listeners = tuple(listeners)
+        self._missed = missed
         self._kinds = tuple(dict.fromkeys((*INVALIDATING, *also)))
         self._queue: queue.Queue[Event | _Closed | None] = queue.Queue(QUEUE_MOST_EVENTS)
         self._lost = threading.Event()
@@ -123,7 +125,7 @@ class EventListener:
         registered: list[int] = []
         try:
             self._register(connection, number, registered)
-            self._inventory.invalidate_all()
+            self._invalidate_all()
             self._connected.set()
             log.log(logging.INFO if self._warned else logging.DEBUG, "domain events registered: %d kinds",
                     len(registered))
@@ -154,7 +156,7 @@ class EventListener:
             if self._lost.is_set():
                 self._lost.clear()
                 log.warning("more than %d domain events waited; some were lost", QUEUE_MOST_EVENTS)
-                self._inventory.invalidate_all()
+                self._invalidate_all()
             try:
                 told = self._queue.get(timeout=CHECK_S)
             except queue.Empty:
@@ -168,6 +170,10 @@ class EventListener:
                 known = 0 <= told.reason < len(_CLOSE_REASONS)
                 self._warn(f"connection lost: {_CLOSE_REASONS[told.reason] if known else told.reason}")
                 return
+
+    def _invalidate_all(self) -> None:
+        self._inventory.invalidate_all()
+        self._missed()
 
     def _tell(self, event: Event) -> None:
         if event.kind in INVALIDATING:

@@ -1,13 +1,15 @@
 """Jobs of domains (migration, save, dump, backup) and of their disks (copy, commit, pull): progress and last result.
 
-While one runs, it is read every two seconds; domains without one every fifteen.
+While one runs, it is read every two seconds.  Events tell of a domain's job and of a disk's job that ends; that one
+has begun on a disk no event tells, so each domain is looked at once a minute, a quarter of them every fifteen seconds.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import libvirt
@@ -15,17 +17,17 @@ import libvirt
 from .connection import Session
 from .domain_groups import domain_subject
 from .event_names import JOB_OPERATIONS, named
-from .events import Event
 from .fields import MILLISECOND, Collector, Constant, Declaration, Field, Info, Kind
 from .inventory import Inventory
-from .periodic import RunningDomain, Scope
+from .periodic import RunningDomain, Scope, share
 from .snapshot import Record, Value
-from .snapshots import lookup
 
 JOB_INFO = "libvirt_domain_job_info"
 LAST_INFO = "libvirt_domain_job_last_info"
 BLOCK_JOB_INFO = "libvirt_domain_block_job_info"
-SLOW_S = 15.0
+TURN_S = 15.0
+SWEEP_S = 60.0
+"""Time between two looks at a domain that no event speaks of."""
 FAST_S = 2.0
 JOB_TYPES = ("none", "bounded", "unbounded", "completed", "failed", "cancelled")
 _BLOCK_JOBS = ("unknown", "pull", "copy", "commit", "active_commit", "backup")
@@ -33,6 +35,8 @@ _BANDWIDTH_IN_BYTES = 1
 _COMPLETED, _KEEP = 1, 2
 _REFUSALS = (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN,
              libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED)
+
+Key = tuple[str, int]
 
 # libvirt's key to (name, text, unit as HELP says it, kind, scale).
 _Row = tuple[str, str, str, Kind, float]
@@ -78,7 +82,8 @@ def _block(word: str, name: str, text: str, unit: str) -> Declaration:
 
 JOBS = Collector(
     name="jobs",
-    help="Jobs of domains and of their disks: progress while they run, and the domain's last one.",
+    help="Jobs of domains and of their disks: progress while they run, and the domain's last one; a job whose "
+         "beginning no event tells is found within a minute.",
     declarations=(
         Info(JOB_INFO, "Always 1 while the domain has a job; what it does (virDomainGetJobStats, text).",
              ("domain", "operation", "type"), source="job", since="3.3.0"),
@@ -96,52 +101,76 @@ JOBS = Collector(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the last look at a domain gave, and when the next one is due without an event."""
+
+    record: Record | None
+    due_s: float
+
+
 class JobSource:
-    """Reads the jobs of running domains.  ``heard`` takes events, in any thread: it keeps finished jobs' results."""
+    """Reads the jobs of running domains: of those that events speak of or that have one, else each SWEEP_S."""
 
     collector = JOBS.name
     deadline_s = 10.0
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, clock: Callable[[], float] = time.monotonic) -> None:
         self._inventory = inventory
+        self._clock = clock
         self._lock = threading.Lock()
         self._busy: set[str] = set()
-        self._last: dict[tuple[str, int], Mapping[str, Value]] = {}
-        self._kept: dict[tuple[str, int], tuple[float, Record | None]] = {}
+        self._last: dict[Key, Mapping[str, Value]] = {}
+        self._known: dict[Key, _Known] = {}
         self._touched: set[str] = set()
 
     @property
     def period_s(self) -> float:
         """Time between two reads: short while a job runs."""
-        return FAST_S if self._busy else SLOW_S
+        return FAST_S if self._busy else TURN_S
 
-    def heard(self, event: Event) -> None:
-        """Look at a domain at the next read whose job an event is about."""
+    def invalidate(self, uuid: str) -> None:
+        """Look at a domain at the next read: an event is about its job.  Any thread."""
         with self._lock:
-            self._touched.add(event.uuid)
+            self._touched.add(uuid)
+
+    def invalidate_all(self) -> None:
+        """Look at all domains at the next read: events may have been missed.  Any thread."""
+        with self._lock:
+            self._touched.update(uuid for uuid, _ in self._known)
 
     def parts(self, session: Session, scope: Scope) -> Sequence[RunningDomain]:
         keys = {(domain.uuid, domain.id) for domain in scope.running}
         self._last = {key: last for key, last in self._last.items() if key in keys}
-        self._kept = {key: kept for key, kept in self._kept.items() if key in keys}
         self._busy &= {uuid for uuid, _ in keys}
+        with self._lock:
+            self._known = {key: known for key, known in self._known.items() if key in keys}
         return scope.healthy
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
         assert isinstance(part, RunningDomain)
-        key, now_s = (part.uuid, part.id), time.monotonic()
+        key, now_s = (part.uuid, part.id), self._clock()
         with self._lock:
             touched = part.uuid in self._touched
             self._touched.discard(part.uuid)
-        kept = self._kept.get(key)
-        if kept is None or touched or part.uuid in self._busy or now_s - kept[0] >= SLOW_S - FAST_S / 2:
-            kept = self._kept[key] = (now_s, self._record(session, part, now_s, touched))
-        return [] if kept[1] is None else [kept[1]]
+        known = self._known.get(key)
+        if known is None or touched or part.uuid in self._busy or now_s >= known.due_s:
+            with self._lock:
+                self._known.pop(key, None)  # where looking fails, the next read tries again
+            record = self._record(session, part, time.monotonic(), touched)
+            span_s = SWEEP_S * share(part.uuid) if known is None else SWEEP_S - TURN_S / 2
+            if self._inventory.details(*key) is None:
+                span_s = 0.0  # its disks are not known yet
+            known = _Known(record, now_s + span_s)
+            with self._lock:
+                self._known[key] = known
+        return [] if known.record is None else [known.record]
 
     def _record(self, session: Session, part: RunningDomain, now_s: float, touched: bool) -> Record | None:
-        domain = lookup(session, part.uuid)
-        if domain is None:
+        found = session.domains((part.uuid,))
+        if not found:
             return None
+        domain = found[0]
         key = (part.uuid, part.id)
         job = self._asked(session, lambda: session.support.ask("jobStats", lambda: domain.jobStats(0))) or {}
         stats: dict[str, Value] = {}

@@ -3,11 +3,15 @@
 How to add one: a ``Collector`` with the Fields as ever (no ``groups``), and a ``Source`` that reads it:
 
 - ``collector`` is the Collector's name, ``period_s`` how often it is read, ``deadline_s`` what one part may take.
-- ``parts(session, scope)`` lists what is read one by one: pool names, domain UUIDs.  One cheap call at most (or none:
-  ``scope`` has the running domains).  What there is only one of is one part, say ``("host",)``.
+- ``parts(session, scope)`` lists what is read one by one: pool names, domain UUIDs.  Only calls that answer for the
+  whole host (or none: ``scope`` has the running domains).  What there is only one of is one part, say ``("host",)``.
 - ``read(session, part)`` makes the libvirt calls for one part and gives its Records.  A pool on dead storage or a
   mute agent then costs its own part: the call is left to itself, the part is not asked again until it comes back,
   and the other parts go on in another lane.  An error that libvirt reports costs its part only, too.
+
+A part that nothing speaks for asking may give again what it gave last, within the promises of its ``Field``s: a call
+a domain each period is most of what an exporter costs.  ``share`` spreads such calls.  A source that keeps things
+has ``invalidate`` and ``invalidate_all``, which events call.
 
 Both run in a lane's thread, with ``session.connection`` the lane's own read-only connection, which is opened anew
 when it died: never keep it, nor objects found on it.  Neither may sleep or wait for anything but libvirt.
@@ -22,9 +26,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import zlib
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import libvirt
 
@@ -70,6 +75,19 @@ class Source(Protocol):
     def deadline_s(self) -> float: ...
     def parts(self, session: Session, scope: Scope) -> Sequence[Part]: ...
     def read(self, session: Session, part: Part) -> Iterable[Record]: ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A Source that keeps what it read of a domain until an event or its own clock says otherwise.  Any thread."""
+
+    def invalidate(self, uuid: str) -> None: ...
+    def invalidate_all(self) -> None: ...
+
+
+def share(uuid: str) -> float:
+    """A domain's own number from 0 to 1, so that what is due once in a while is not due for all at once."""
+    return zlib.crc32(uuid.encode()) / 2**32
 
 
 class Reading:

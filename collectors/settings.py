@@ -1,68 +1,129 @@
-"""What libvirt keeps of each domain besides its XML: autostart, persistence, a saved image, its warnings."""
+"""What libvirt keeps of each domain besides its XML: autostart, persistence, a saved image, its warnings.
+
+The switches are read by one call each for all domains.  The warnings need a call for each domain, but they change
+as good as only when it starts: they are read then, after events, and otherwise every ten minutes, spread over them.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from .connection import Session
 from .domain_groups import domain_subject
+from .domain_lists import all_domains, domains_having, lookup
 from .fields import Collector, Declaration, Field, Kind
 from .inventory import Inventory
-from .periodic import RunningDomain, Scope
+from .periodic import RunningDomain, Scope, share
 from .snapshot import Record, Value
-from .snapshots import all_domains, lookup
 
-_MESSAGES = (("deprecation", 1), ("tainting", 2))  # virDomainMessageType
+MESSAGES_S = 600.0
+"""Time between two readings of a domain's warnings where no event tells of the domain."""
+_DEPRECATION = 1  # virDomainMessageType
+_SWITCHES = ("autostart", "persistent", "managed-save")
+
+Key = tuple[str, int]
 
 
-def _switch(source: str, name: str, text: str, call: str, since: str) -> Declaration:
+def _switch(source: str, name: str, text: str) -> Declaration:
     return Field(f"settings.{source}", f"libvirt_domain_{name}", Kind.GAUGE,
-                 f"1 if {text}, 0 if not ({call}, settings.{source}, boolean).", since=since)
+                 f"1 if {text}, 0 if not (virConnectListAllDomains, settings.{source}, boolean).", since="0.9.13")
 
 
 SETTINGS = Collector(
     name="settings",
     help="Autostart, persistence, saved image and libvirt's warnings of each domain.",
     declarations=(
-        _switch("autostart", "autostart", "the domain starts with the host", "virDomainGetAutostart", "0.2.1"),
-        _switch("persistent", "persistent", "the domain is defined for good", "virDomainIsPersistent", "0.7.3"),
-        _switch("managed-save", "managed_save", "a saved image waits for the domain's next start",
-                "virDomainHasManagedSaveImage", "0.8.0"),
+        _switch("autostart", "autostart", "the domain starts with the host"),
+        _switch("persistent", "persistent", "the domain is defined for good"),
+        _switch("managed-save", "managed_save", "a saved image waits for the domain's next start"),
         *(Field(f"settings.messages.{kind}", "libvirt_domain_messages", Kind.GAUGE,
-                "Number of libvirt's warnings about the domain by kind; absent without any (virDomainGetMessages, "
+                "Number of libvirt's warnings about the domain by kind, read when it starts, after its events and "
+                "every ten minutes; absent without any (virDomainGetMessages, "
                 "settings.messages.deprecation, settings.messages.tainting, count).", fixed=(("kind", kind),),
-                since="7.1.0", zero_is_unknown=True) for kind, _ in _MESSAGES),
+                since="7.1.0", zero_is_unknown=True) for kind in ("deprecation", "tainting")),
     ),
 )
 
 
 class SettingsSource:
-    """Reads the domains one by one; none of the calls touches QEMU."""
+    """Reads the switches of all domains at once, the warnings of one.  None of the calls touches QEMU."""
 
     collector = SETTINGS.name
     period_s = 60.0
     deadline_s = 10.0
 
-    def __init__(self, _inventory: Inventory) -> None:
-        pass
+    def __init__(self, _inventory: Inventory, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._read_at_s = 0.0
+        self._on: dict[str, frozenset[str]] = {}  # by switch, the domains that have it
+        self._messages: dict[Key, Record] = {}
+        self._due_s: dict[Key, float] = {}
+        self._touched: set[str] = set()
+
+    def invalidate(self, uuid: str) -> None:
+        """Read a domain's warnings at the next reading.  Any thread."""
+        with self._lock:
+            self._touched.add(uuid)
+
+    def invalidate_all(self) -> None:
+        """Read all domains' warnings at the next reading: events may have been missed.  Any thread."""
+        with self._lock:
+            self._touched.update(uuid for uuid, _ in self._due_s)
 
     def parts(self, session: Session, scope: Scope) -> Sequence[RunningDomain]:
-        return all_domains(session)
+        self._read_at_s = time.monotonic()
+        listed = {switch: domains_having(session, switch) for switch in _SWITCHES}
+        self._on = {switch: frozenset(d.uuid for d in on) for switch, on in listed.items() if on is not None}
+        domains = all_domains(session)
+        keys = {(domain.uuid, domain.id) for domain in domains}
+        with self._lock:
+            self._touched &= {uuid for uuid, _ in keys}
+            self._due_s = {key: due_s for key, due_s in self._due_s.items() if key in keys}
+            self._messages = {key: record for key, record in self._messages.items() if key in keys}
+        return domains
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
         assert isinstance(part, RunningDomain)
-        read_at_s = time.monotonic()
+        if self._on:
+            stats: dict[str, Value] = {f"settings.{switch}": part.uuid in on for switch, on in self._on.items()}
+            yield Record(domain_subject(part), self.collector, stats, self._read_at_s)
+        if self._is_due(part):
+            self._read_messages(session, part)
+        messages = self._messages.get((part.uuid, part.id))
+        if messages is not None:
+            yield messages
+
+    def _is_due(self, part: RunningDomain) -> bool:
+        """Whether the domain's warnings are to be read now; what an event says of it from now on counts anew."""
+        with self._lock:
+            due_s = self._due_s.get((part.uuid, part.id))
+            due = part.uuid in self._touched or due_s is None or self._clock() >= due_s
+            self._touched.discard(part.uuid)
+            return due
+
+    def _read_messages(self, session: Session, part: RunningDomain) -> None:
+        key, read_at_s = (part.uuid, part.id), time.monotonic()
+        with self._lock:
+            before_s = self._due_s.pop(key, None)  # where reading fails, the next one tries again
+        self._messages.pop(key, None)
         domain = lookup(session, part.uuid)
         if domain is None:
             return
-        answers: dict[str, Value | None] = {
-            "settings.autostart": session.support.ask("autostart", domain.autostart),
-            "settings.persistent": session.support.ask("isPersistent", domain.isPersistent),
-            "settings.managed-save": session.support.ask("hasManagedSaveImage", lambda: domain.hasManagedSaveImage(0))}
-        for kind, flag in _MESSAGES:
-            messages = session.support.ask("messages", partial(domain.messages, flag))
-            answers[f"settings.messages.{kind}"] = None if messages is None else len(messages)
-        stats = {key: value for key, value in answers.items() if value is not None}
-        yield Record(domain_subject(part), self.collector, stats, read_at_s)
+        counts = {f"settings.messages.{kind}": count for kind, count in _counts(session, domain).items() if count}
+        if counts:
+            self._messages[key] = Record(domain_subject(part), "messages", counts, read_at_s)
+        with self._lock:
+            self._due_s[key] = self._clock() + MESSAGES_S * (share(part.uuid) if before_s is None else 1.0)
+
+
+def _counts(session: Session, domain: Any) -> Mapping[str, int]:
+    """How many warnings of each kind; mostly there are none, which one call tells."""
+    every = session.support.ask("messages", lambda: domain.messages(0))
+    if not every:
+        return {}
+    deprecation = len(domain.messages(_DEPRECATION))
+    return {"deprecation": deprecation, "tainting": max(0, len(every) - deprecation)}

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import libvirt
-
 from .connection import Session
 from .domain_groups import domain_subject
+from .domain_lists import all_domains, domains_having, lookup
 from .fields import Collector, Declaration, Field, Kind
 from .inventory import Inventory
 from .periodic import RunningDomain, Scope
@@ -19,6 +18,7 @@ from .snapshot import Record, Value
 
 _KINDS = (("snapshots", "snapshot", "virDomainListAllSnapshots", "0.9.13"),
           ("checkpoints", "checkpoint", "virDomainListAllCheckpoints", "5.6.0"))
+_LISTING = {"snapshots": "listAllSnapshots", "checkpoints": "listAllCheckpoints"}
 _CREATED = re.compile(r"<creationTime>([0-9]{1,15})</creationTime>")
 
 
@@ -38,23 +38,8 @@ SNAPSHOTS = Collector(name="snapshots", help="Snapshots and checkpoints of each 
                       declarations=_declarations())
 
 
-def all_domains(session: Session) -> list[RunningDomain]:
-    """All domains, also those that do not run (their id is -1)."""
-    return [RunningDomain(d.UUIDString(), d.ID(), d.name()) for d in session.connection.listAllDomains(0)]
-
-
-def lookup(session: Session, uuid: str) -> Any:
-    """The domain, None where it is gone."""
-    try:
-        return session.connection.lookupByUUIDString(uuid)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
-        raise
-
-
 class SnapshotSource:
-    """Reads the lists domain by domain; the XML of a snapshot, for its time, once."""
+    """Reads the lists of the domains that have any, which two calls for all domains tell; a snapshot's XML once."""
 
     collector = SNAPSHOTS.name
     period_s = 60.0
@@ -62,12 +47,18 @@ class SnapshotSource:
 
     def __init__(self, _inventory: Inventory) -> None:
         self._created: dict[tuple[str, str], dict[str, int]] = {}
+        self._having: dict[str, frozenset[str]] = {}
 
     def parts(self, session: Session, scope: Scope) -> Sequence[RunningDomain]:
-        domains = all_domains(session)
-        kept = {domain.uuid for domain in domains}
-        self._created = {key: times for key, times in self._created.items() if key[0] in kept}
-        return domains
+        found: dict[str, RunningDomain] = {}
+        for many, *_ in _KINDS:
+            domains = domains_having(session, many)
+            if domains is None:  # libvirt cannot tell: each is asked
+                domains = all_domains(session)
+            self._having[many] = frozenset(domain.uuid for domain in domains)
+            found |= {domain.uuid: domain for domain in domains}
+        self._created = {key: times for key, times in self._created.items() if key[0] in self._having[key[1]]}
+        return list(found.values())
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
         assert isinstance(part, RunningDomain)
@@ -76,12 +67,12 @@ class SnapshotSource:
         if domain is None:
             return
         stats: dict[str, Value] = {}
-        lists = (("snapshots", domain.listAllSnapshots),
-                 ("checkpoints", getattr(domain, "listAllCheckpoints", None)))
-        for many, listing in lists:
-            found = session.support.ask(listing.__name__, partial(listing, 0)) if listing is not None else None
+        for many, *_ in _KINDS:
+            if part.uuid not in self._having[many]:
+                continue
+            listing = getattr(domain, _LISTING[many], None)
+            found = session.support.ask(_LISTING[many], partial(listing, 0)) if listing is not None else None
             if not found:
-                self._created.pop((part.uuid, many), None)
                 continue
             stats[f"{many}.count"] = len(found)
             times = self._times((part.uuid, many), found)

@@ -22,11 +22,10 @@ from collectors.events import Event, EventListener
 from collectors.fields import Collector
 from collectors.filters import Cap, Choice, Filters
 from collectors.inventory import Inventory
-from collectors.jobs import JobSource
 from collectors.kernel import KernelSource, raise_open_files_limit
 from collectors.lanes import LanePool, Slots
 from collectors.layout import Compiler
-from collectors.periodic import Source
+from collectors.periodic import Keeping, Source
 from collectors.sampler import Sampler
 from collectors.sampling import sampling
 from collectors.snapshot import Record
@@ -67,7 +66,7 @@ class Exporter:
         counts = EventCounts(lambda: self.events.connected)
         counting = settings.collector.known.get("events", False)
         self.events = EventListener(Opener(settings.libvirt.uri), self.inventory,
-                                    [self._hasten, *([counts.heard] if counting else [])], COUNTED)
+                                    [self._hasten, *([counts.heard] if counting else [])], COUNTED, self._hasten_all)
         slots = Slots()
         self.pool = LanePool(opener, settings.sampling.lanes, slots)
         slow = LanePool(opener, BACKGROUND_LANES, slots, "background")
@@ -114,8 +113,15 @@ class Exporter:
         hastened = HASTENED_BY.get(event.kind, ())
         for source in self.sources:
             if source.collector in hastened:
-                if isinstance(source, JobSource):
-                    source.heard(event)
+                if isinstance(source, Keeping):
+                    source.invalidate(event.uuid)
+                self.background.hasten(source.collector)
+
+    def _hasten_all(self) -> None:
+        """Have read again what is kept by events, some of which may have been missed."""
+        for source in self.sources:
+            if isinstance(source, Keeping):
+                source.invalidate_all()
                 self.background.hasten(source.collector)
 
     def start(self) -> None:

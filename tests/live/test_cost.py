@@ -1,22 +1,34 @@
-"""What a scrape costs the guests: monitor commands are counted in libvirtd's own log, never timed."""
+"""What a scrape and a minute cost: monitor commands and libvirt calls are counted, never timed."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import libvirt
 import pytest
 
+from collectors.connection import Opener, Session
+from collectors.inventory import Inventory
+from collectors.jobs import JobSource
+from collectors.periodic import RunningDomain, Scope
+from collectors.settings import SettingsSource
+from collectors.snapshots import SnapshotSource
 from exporter.demonstration.guest_definition import Guest
 from exporter.demonstration.guest_image import GuestImage
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from tests.benchmarks.fleet import domain_xml, firmware
 from tests.live.conftest import StartExporter
 
 LOGGING = 'log_filters = "1:qemu.qemu_monitor 1:libvirt.domain"\nlog_outputs = "1:file:/var/log/libvirt/monitor.log"\n'
 READ_XML = "virDomainGetXMLDesc:"
 SENT = re.compile(r'QEMU_MONITOR_SEND_MSG: .*"execute":"([a-z-]+)"')
+CALLED = re.compile(r" : (vir(?:Domain|Connect)(?!Free|Ref)[A-Za-z]+):[0-9]+ : (?:dom|conn)=")
+LOCAL = {"UUIDString", "ID", "name", "isAlive"}  # answered without the daemon
 BLOCK = {"query-blockstats": 2, "query-named-block-nodes": 1}
 BALLOON = {"query-balloon": 1, "qom-get": 1}
 
@@ -44,13 +56,50 @@ class MonitorLog:
         self._file: Path = hypervisor.folder / "log/monitor.log"
         self._seen = self._file.stat().st_size
 
-    def commands(self) -> Counter[str]:
-        """Commands by name, and under READ_XML how often a domain's XML was read."""
+    def new(self) -> str:
+        """What was logged since the last look."""
         with self._file.open(errors="replace") as file:
             file.seek(self._seen)
             text = file.read()
             self._seen = file.tell()
+        return text
+
+    def commands(self) -> Counter[str]:
+        """Commands by name, and under READ_XML how often a domain's XML was read."""
+        text = self.new()
         return Counter(SENT.findall(text)) + Counter({READ_XML: text.count(READ_XML)})
+
+
+class Counted:
+    """A libvirt object that counts the calls to the daemon by name, those of the domains that it returns too."""
+
+    def __init__(self, real: Any, calls: Counter[str]) -> None:
+        self._real = real
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._real, name)
+
+        def call(*arguments: Any) -> Any:
+            if name not in LOCAL:
+                self._calls[name] += 1
+            result = found(*arguments)
+            if isinstance(result, list) and result and isinstance(result[0], libvirt.virDomain):
+                return [Counted(one, self._calls) for one in result]
+            return Counted(result, self._calls) if isinstance(result, libvirt.virDomain) else result
+
+        return call
+
+
+class CountingOpener(Opener):
+    """Opens connections whose calls are counted."""
+
+    def __init__(self, uri: str, calls: Counter[str]) -> None:
+        super().__init__(uri)
+        self._counter = calls
+
+    def open(self) -> Any:
+        return Counted(super().open(), self._counter)
 
 
 def test_monitor_commands_of_the_default_page(logging_hypervisor: PrivateHypervisor, image: GuestImage,
@@ -107,3 +156,89 @@ def test_disabled_collectors_are_not_asked_for(logging_hypervisor: PrivateHyperv
     page = exporter.get("/metrics")
     assert not log.commands()
     assert "libvirt_domain_block_stats" not in page
+
+
+@pytest.fixture
+def guests(hypervisor: PrivateHypervisor) -> Iterator[list[str]]:
+    """Eight guests with two disks each that do nothing."""
+    (hypervisor.folder / "images/halt.rom").write_bytes(firmware())
+    connection = libvirt.open(hypervisor.uri)
+    domains = [connection.createXML(domain_xml(hypervisor, number, "qemu")) for number in range(8)]
+    yield [domain.name() for domain in domains]
+    for domain in domains:
+        domain.destroy()
+    connection.close()
+
+
+def look(source: Any, session: Session, scope: Scope) -> None:
+    """Read a source once, as the background does each period."""
+    for part in source.parts(session, scope):
+        list(source.read(session, part))
+
+
+def test_an_idle_domain_costs_few_calls_a_minute(hypervisor: PrivateHypervisor, guests: list[str]) -> None:
+    calls: Counter[str] = Counter()
+    session, inventory, now_s = Session(CountingOpener(hypervisor.read_only_uri, calls)), Inventory(), [1000.0]
+    try:
+        found = session.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        domains = [RunningDomain(d.UUIDString(), d.ID(), d.name()) for d in found if d.name() in guests]
+        others = len(session.connection.listAllDomains(0)) - len(domains)
+        scope, count = Scope(tuple(domains)), len(domains)
+        inventory.refresh(session, [(d.uuid, d.id) for d in domains])
+        jobs = JobSource(inventory, lambda: now_s[0])
+        settings = SettingsSource(inventory, lambda: now_s[0])
+        sources: list[Any] = [jobs, settings, SnapshotSource(inventory)]
+        for source in sources:
+            look(source, session, scope)  # the first look, at every domain
+        calls.clear()
+        begun_s = now_s[0]
+        for turn in range(40):  # ten minutes
+            now_s[0] = begun_s + 15 * turn
+            for source in sources if turn % 4 == 0 else [jobs]:
+                look(source, session, scope)
+        # Of each domain: its job once a minute, each disk's job once a minute, its warnings once in ten minutes;
+        # once more, where its first look after the start comes before a whole period is over.
+        assert 9 * count <= calls.pop("jobStats") <= 11 * count
+        assert 2 * 9 * count <= calls.pop("blockJobInfo") <= 2 * 11 * count
+        assert calls.pop("messages") <= 2 * (count + others)
+        assert calls.pop("lookupByUUIDString") <= 2 * (count + others)
+        # And for all domains together: three switches and the list; snapshots and checkpoints.
+        assert calls == {"listAllDomains": 10 * (4 + 2)}
+        for source in sources:
+            look(source, session, scope)  # what is due at the end of the ten minutes
+        jobs.invalidate(domains[3].uuid)
+        settings.invalidate(domains[3].uuid)
+        calls.clear()
+        for source in sources:
+            look(source, session, scope)
+        # Only the domain that the event speaks of; its last job and its warnings by kind, too.
+        assert (calls["jobStats"], calls["blockJobInfo"], calls["messages"]) == (2, 2, 2)
+    finally:
+        session.close()
+
+
+def test_a_served_domain_costs_few_calls_beside_the_sampling(
+        logging_hypervisor: PrivateHypervisor, start_exporter: StartExporter) -> None:
+    (logging_hypervisor.folder / "images/halt.rom").write_bytes(firmware())
+    connection, count = libvirt.open(logging_hypervisor.uri), 6
+    for number in range(count):
+        connection.createXML(domain_xml(logging_hypervisor, number, "qemu"))
+    connection.close()
+    exporter = start_exporter(logging_hypervisor.read_only_uri, ["--sampling.interval=1h"])
+    exporter.get("/metrics")
+    log = MonitorLog(logging_hypervisor)
+    before, quiet = exporter.get("/metrics"), 0
+    while quiet < 6:  # the first look at every domain is over when nothing is asked for three seconds
+        time.sleep(0.5)
+        quiet = 0 if CALLED.search(log.new()) else quiet + 1
+    assert 'libvirt_domain_persistent{domain="fleet-0"} 0' in exporter.get("/metrics"), before
+    log.new()
+    time.sleep(16)  # one turn of the jobs
+    text = log.new()
+    calls = Counter(CALLED.findall(text))
+    # At most one look at each domain's jobs; of the rest, what is asked once a minute for the host.
+    assert calls.pop("virDomainGetJobStats", 0) <= count
+    assert calls.pop("virDomainGetBlockJobInfo", 0) <= 2 * count
+    assert calls.pop("virDomainGetMessages", 0) <= count // 2
+    assert calls.total() <= 20, calls
+    assert not SENT.findall(text)

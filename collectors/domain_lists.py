@@ -1,0 +1,46 @@
+"""What one call tells of all domains at once: libvirt lists those that have something, and takes no job for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import libvirt
+
+from .connection import Session
+from .periodic import RunningDomain
+
+HAVING: Mapping[str, int] = {"persistent": 1 << 2, "managed-save": 1 << 8, "autostart": 1 << 10, "snapshots": 1 << 12,
+                             "checkpoints": 1 << 14}
+"""virConnectListAllDomainsFlags by what the listed domains have; numbers, since an older binding lacks some names."""
+
+
+def all_domains(session: Session) -> list[RunningDomain]:
+    """All domains, also those that do not run (their id is -1), by one call."""
+    return _domains(session, 0)
+
+
+def domains_having(session: Session, what: str) -> list[RunningDomain] | None:
+    """The domains that have it (a word of HAVING), by one call; None where libvirt cannot tell them apart."""
+    name = f"listAllDomains({what})"
+    try:
+        return session.support.ask(name, lambda: _domains(session, HAVING[what]))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:  # so an older libvirt speaks of a flag it lacks
+            raise
+        session.support.unsupported.add(name)
+        return None
+
+
+def _domains(session: Session, flags: int) -> list[RunningDomain]:
+    return [RunningDomain(d.UUIDString(), d.ID(), d.name()) for d in session.connection.listAllDomains(flags)]
+
+
+def lookup(session: Session, uuid: str) -> Any:
+    """The domain, None where it is gone."""
+    try:
+        return session.connection.lookupByUUIDString(uuid)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
