@@ -15,6 +15,7 @@ from collectors.snapshot import Record
 from exporter.archive.connection import EMBEDDED, Address, FolderLock, address_of
 from exporter.archive.documents import RAW_PARTITIONS, Document, Host
 from exporter.archive.embedded import EmbeddedServer
+from exporter.archive.lease import HostLease
 from exporter.archive.metrics import own_record
 from exporter.archive.reading import Reading
 from exporter.archive.recorder import Recorder
@@ -70,7 +71,8 @@ class Archive:
         self._lock = FolderLock(folder)
         self.spool = Spool(folder / "spool", settings.spool.limit, settings.spool.full)
         self.writer = Writer(self.spool, self._address, partition=RAW_PARTITIONS[settings.partition],
-                             patience=patience, wall_clock=wall_clock)
+                             patience=patience, wall_clock=wall_clock,
+                             lease=HostLease(self.spool.name, state, wall_clock))
         self._recorder = Recorder(self.spool, host, int(settings.window), self.writer.wake)
         self.reading = Reading(self._address)
         self._upkeep = Upkeep(self.writer, self._address, settings.retention, host, wall_clock)

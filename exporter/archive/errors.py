@@ -17,6 +17,10 @@ class ArchiveBusyError(ArchiveError):
     """Another virtgauge uses the same state folder."""
 
 
+class HostBusyError(ArchiveError):
+    """Another virtgauge writes this host's samples into the same database."""
+
+
 class EmbeddedServerError(ArchiveError):
     """The embedded server is not installed or does not start."""
 

@@ -14,7 +14,7 @@ from pymongo.errors import (
     WriteConcernError,
 )
 
-from exporter.archive.errors import SchemaError
+from exporter.archive.errors import HostBusyError, SchemaError
 from exporter.errors import SettingsError
 
 
@@ -28,12 +28,13 @@ class Fault(Enum):
     WRITE_CONCERN = "write_concern"
     SCHEMA = "schema"
     SETTINGS = "settings"
+    HOST_BUSY = "host_busy"
     OTHER = "other"
 
     @property
     def is_refusal(self) -> bool:
         """Whether only a person can mend it: asking often would fill logs and lock accounts."""
-        return self in (Fault.AUTHENTICATION, Fault.SCHEMA, Fault.SETTINGS)
+        return self in (Fault.AUTHENTICATION, Fault.SCHEMA, Fault.SETTINGS, Fault.HOST_BUSY)
 
 
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
@@ -50,6 +51,8 @@ def fault_of(error: Exception) -> Fault:
         return Fault.SCHEMA
     if isinstance(error, SettingsError):
         return Fault.SETTINGS
+    if isinstance(error, HostBusyError):
+        return Fault.HOST_BUSY
     if isinstance(error, WriteConcernError) or (isinstance(error, BulkWriteError)
                                                 and error.details.get("writeConcernErrors")):
         return Fault.WRITE_CONCERN

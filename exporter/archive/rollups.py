@@ -35,7 +35,7 @@ from exporter.archive.documents import (
     milliseconds,
     moment,
 )
-from exporter.archive.writer import prepare_partition
+from exporter.archive.partitions import prepare_partition
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 LONGEST_WINDOW_MS = 300_000

@@ -35,8 +35,8 @@ from exporter.archive.documents import (
 )
 from exporter.archive.errors import ArchiveError
 from exporter.archive.history_errors import telling_failures
+from exporter.archive.partitions import prepare_partition
 from exporter.archive.timespan import Span, iso
-from exporter.archive.writer import prepare_partition
 
 FORMAT = "virtgauge archive"
 CSV_COLUMNS = ("time", "host", "kind", "name", "uuid", "group", "device", "column", "value")

@@ -18,14 +18,13 @@ from typing import Any
 
 import bson
 from pymongo import MongoClient, UpdateOne
-from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
+from pymongo.errors import BulkWriteError, PyMongoError
 
 from exporter.archive.connection import Address, Database, check_schema
 from exporter.archive.documents import (
     HOSTS,
     OBJECTS,
     RAW,
-    SERIES_INDEX,
     Document,
     Resolution,
     binary_uuid,
@@ -33,6 +32,8 @@ from exporter.archive.documents import (
 )
 from exporter.archive.errors import ArchiveError
 from exporter.archive.faults import Fault, fault_of, is_poison, unstored
+from exporter.archive.lease import HostLease
+from exporter.archive.partitions import prepare_partition
 from exporter.archive.spool import Spool
 from exporter.archive.windows import Group, Grouper
 from exporter.errors import SettingsError
@@ -83,11 +84,13 @@ class Writer:
 
     ``address`` is asked at each connection (the embedded server may have moved); it may raise ArchiveError.
     ``grouper`` makes documents of frames and ``resolution`` says where they go: samples, if nothing is said.
+    With a ``lease``, a host that another spool writes waits.
     """
 
     def __init__(self, spool: Spool, address: Callable[[], Address], *, partition: str = "",
                  patience: Patience | None = None, wall_clock: Callable[[], float] = time.time,
-                 resolution: Resolution = RAW, grouper: Callable[[], Grouper] = Grouper) -> None:
+                 resolution: Resolution = RAW, grouper: Callable[[], Grouper] = Grouper,
+                 lease: HostLease | None = None) -> None:
         self.counts = WriterCounts()
         self.patience = patience or Patience()
         # Hour to how often samples of it were acknowledged: one that comes during its roll-up is not forgotten.
@@ -97,6 +100,7 @@ class Writer:
         self._address = address
         self._collection = lambda start: resolution.collection(start, partition)
         self._new_grouper = grouper
+        self._lease = lease
         self._wall_clock = wall_clock
         self._repeated = RepeatedLog(log)
         self._wake = threading.Event()
@@ -197,6 +201,7 @@ class Writer:
         self.counts.oldest_waiting_ms = groups[0].ticks[0].wall_ms if groups else 0
 
     def _send(self, group: Group) -> None:
+        self._insist(lambda: self._hold_lease(group))
         documents = group.documents(self._spool.name)
         while batch := _batch(documents):
             for name, part in _by_partition(batch, self._collection).items():
@@ -275,6 +280,12 @@ class Writer:
 
     # ---- what is written
 
+    def _hold_lease(self, group: Group) -> None:
+        if self._lease is None:
+            return
+        for host in {tick.entries[0].subject.host: None for tick in group.ticks}:
+            self._lease.hold(self._connected(), host, group.ticks[0].window_s)
+
     def _insert(self, name: str, documents: list[Document]) -> None:
         """Inserts what is not there yet; raises PyMongoError where something is neither stored nor hopeless."""
         database = self._connected()
@@ -345,26 +356,6 @@ class Writer:
             update: dict[str, Any] = {"$set": {"name": host.name, "version": VERSION}, **_times(at_ms)}
             database[HOSTS].update_one({"_id": binary_uuid(host.uuid)}, update, upsert=True)
         self._seen.update(seen)
-
-
-def prepare_partition(database: Database, name: str, compress: bool) -> None:
-    """Makes a partition and its index where they are missing; ``compress`` asks a real mongod for zstandard."""
-    engine = {"wiredTiger": {"configString": "block_compressor=zstd"}}
-    try:
-        if compress:
-            try:
-                database.create_collection(name, storageEngine=engine)
-            except OperationFailure as error:
-                if error.code not in (2, 72, 115):  # another storage engine, or no right to choose: plainly, then
-                    raise
-        else:
-            database.create_collection(name)
-    except CollectionInvalid:
-        pass
-    except OperationFailure as error:
-        if error.code != 48:  # another host was first
-            raise
-    database[name].create_index(list(SERIES_INDEX))
 
 
 def _times(at_ms: int) -> dict[str, Any]:

@@ -30,8 +30,8 @@ from exporter.archive.documents import FIVE_MINUTES, HOURLY, RAW, Host, Object, 
 from exporter.archive.embedded import EmbeddedServer
 from exporter.archive.history import History
 from exporter.archive.history_fields import HistoryFields
+from exporter.archive.partitions import prepare_partition
 from exporter.archive.timespan import Span
-from exporter.archive.writer import prepare_partition
 
 RESULTS = Path(__file__).parent / "results"
 DAY = 86400

@@ -15,6 +15,7 @@ from pymongo import MongoClient
 from collectors.batch import Batch
 from exporter.archive.archive import Archive
 from exporter.archive.documents import Host, partition_span
+from exporter.archive.embedded import EmbeddedServer
 from exporter.archive.writer import Patience
 from exporter.config import ArchiveSettings
 from tests.exporter.archive.archive_samples import HOST, Guests, Truth, stored_of, truth_of
@@ -25,11 +26,16 @@ START_S = 1_790_000_040
 TIMEOUTS = "&serverSelectionTimeoutMS=1000&connectTimeoutMS=1000&socketTimeoutMS=1500"
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = PATIENCE_S, poll_s: float = 0.02) -> None:
     limit_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < limit_s, f"waited {timeout_s:.0f} s in vain until {what}"
-        time.sleep(0.02)
+        time.sleep(poll_s)
+
+
+def uri_of(server: EmbeddedServer) -> str:
+    """The server's URI with timeouts that tests can wait for."""
+    return server.uri(PATIENCE_S) + TIMEOUTS
 
 
 class Rig:
@@ -52,7 +58,8 @@ class Rig:
             self.truth |= truth_of(batch)
             before = self.archive.spool.counts.spooled_samples
             self.archive.record(batch)
-            wait_until(lambda before=before: self.archive.spool.counts.spooled_samples > before, "a sample is spooled")
+            wait_until(lambda before=before: self.archive.spool.counts.spooled_samples > before, "a sample is spooled",
+                       poll_s=0.002)
             self.clock_s += step_s
             self.monotonic_s += step_s
             batches.append(batch)
@@ -96,11 +103,13 @@ def assert_stored(uri: str, database: str, truth: Truth) -> list[dict[str, objec
 
 
 class CuttingProxy:
-    """A TCP proxy on loopback that can close every connection once so many more bytes went to the server."""
+    """A TCP proxy on loopback: closes every connection once so many more bytes went to the server, or holds up bytes.
+    """
 
     def __init__(self, uri: str) -> None:
         self._target = (urlsplit(uri).hostname, urlsplit(uri).port)
         self._left: int | None = None
+        self._held: bool | None = None
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._lock = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -112,6 +121,10 @@ class CuttingProxy:
     def cut_after(self, count: int) -> None:
         with self._lock:
             self._left = count
+
+    def hold(self, to_server: bool) -> None:
+        """From now on nothing goes to the server any more, or nothing comes back from it."""
+        self._held = to_server
 
     def close(self) -> None:
         self._listening.close()
@@ -132,6 +145,8 @@ class CuttingProxy:
     def _pump(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1024):
+                if self._held is counted:
+                    continue
                 if counted and self._used_up(len(data)):
                     sink.sendall(data[:len(data) // 2])
                     self._cut()

@@ -27,3 +27,13 @@ def archive_server(tmp_path_factory):
 def database_name():
     """A name that no other test uses."""
     return f"test{next(_numbers)}"
+
+
+@pytest.fixture
+def own_server(tmp_path):
+    """A server that only this test uses, since it suffers."""
+    server = EmbeddedServer(tmp_path / "own")
+    server.start()
+    server.uri(120)
+    yield server
+    server.stop()

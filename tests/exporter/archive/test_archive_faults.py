@@ -1,4 +1,4 @@
-"""Nothing lost, nothing twice, nothing else: real server processes that are killed, stopped, cut off and refuse.
+"""Nothing lost, nothing twice, nothing else: real server processes that are stopped, cut off and refuse.
 
 After each fault the database is compared with what the test knows it sampled, value by value.
 """
@@ -7,12 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 from uuid import UUID
 
 import bson
@@ -22,9 +17,9 @@ from pymongo.errors import DocumentTooLarge
 
 from exporter.archive.archive import Archive
 from exporter.archive.documents import RAW, Host, moment
-from exporter.archive.embedded import EmbeddedServer
 from exporter.archive.errors import ArchiveBusyError
 from exporter.archive.faults import Fault, is_poison
+from exporter.archive.lease import LEASE_S
 from exporter.config import ArchiveSettings
 from tests.exporter.archive.archive_rig import (
     HOST,
@@ -36,27 +31,12 @@ from tests.exporter.archive.archive_rig import (
     assert_stored,
     raw_documents,
     rig,
+    uri_of,
     wait_until,
 )
 from tests.exporter.archive.archive_samples import Guests, stored_of, truth_of, uuid_of
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
-ROOT = Path(__file__).parents[3]
-rounds = pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.soak)])
-
-
-@pytest.fixture
-def own_server(tmp_path):
-    """A server that only this test uses, since it suffers."""
-    server = EmbeddedServer(tmp_path / "own")
-    server.start()
-    server.uri(PATIENCE_S)
-    yield server
-    server.stop()
-
-
-def uri_of(server):
-    return server.uri(PATIENCE_S) + TIMEOUTS
 
 
 def test_every_sample_is_stored_once_and_equal(archive_server, database_name, tmp_path):
@@ -66,64 +46,6 @@ def test_every_sample_is_stored_once_and_equal(archive_server, database_name, tm
         assert run.archive.writer.counts.duplicates == 0
     documents = assert_stored(uri_of(archive_server), database_name, run.truth)
     assert len(documents) == 9
-
-
-@rounds
-def test_the_server_is_killed_at_random(own_server, tmp_path, rounds):
-    rnd = random.Random(6)
-    with rig(tmp_path / "state", uri_of(own_server), "killed") as run:
-        for _ in range(rounds):
-            run.sample(7)
-            time.sleep(rnd.uniform(0, 0.3))
-            pid = own_server.pid
-            if pid is not None:
-                os.kill(pid, signal.SIGKILL)
-            run.sample(rnd.randrange(1, 7))
-            wait_until(lambda pid=pid: own_server.pid not in (None, pid), "the server is started again")
-            # Three starts killed in a row would move it to another port, which this archive's URI would not follow.
-            own_server.uri(PATIENCE_S)
-        run.drain()
-        assert run.archive.spool.counts.dropped_samples["spool_full"] == 0
-    assert_stored(uri_of(own_server), "killed", run.truth)
-
-
-def _start_child(state, uri, database, truth, seed):
-    command = [sys.executable, "-m", "tests.exporter.archive.archive_child", str(state), database, str(truth),
-               str(seed)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TEST_ARCHIVE_URI": uri}
-    return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-@rounds
-def test_virtgauge_is_killed_at_random(archive_server, database_name, tmp_path, rounds):
-    from tests.exporter.archive.archive_child import known
-
-    rnd = random.Random(7)
-    truth = tmp_path / "truth"
-    uri = uri_of(archive_server)
-    for number in range(rounds):
-        child = _start_child(tmp_path / "state", uri, database_name, truth, number)
-        try:
-            # Between seal and acknowledgement, too: it writes a window every few samples until it dies.
-            wanted = rnd.randrange(1, 40)
-            wait_until(lambda n=number, w=wanted, c=child: known(truth).sampled(n) >= w or c.poll() is not None,
-                       "it samples")
-            assert child.poll() is None, child.stderr.read().decode()
-            time.sleep(rnd.uniform(0, 0.05))
-        finally:
-            child.kill()
-            child.communicate()
-    with rig(tmp_path / "state", uri, database_name, guests=Guests(1, seed=99)) as run:
-        run.clock_s += 10**6
-        run.sample(1)
-        run.drain()
-    told = known(truth)
-    found, doubled = stored_of(raw_documents(uri, database_name))
-    assert not doubled
-    # What a killed process said was spooled is there; what it was about to spool may be; nothing else is.
-    assert run.truth.items() | told.safe.items() <= found.items()
-    assert found.items() <= told.attempted.items() | run.truth.items()
-    assert told.safe
 
 
 def test_a_stopped_server_stops_nothing_else(own_server, tmp_path):
@@ -310,6 +232,34 @@ def test_the_same_host_twice_is_refused(archive_server, database_name, tmp_path)
     assert_stored(uri, database_name, run.truth)
     with rig(tmp_path, uri, database_name):
         pass  # free again
+
+
+def test_the_same_host_twice_with_two_state_folders_waits_for_its_turn(archive_server, database_name, tmp_path):
+    uri = uri_of(archive_server)
+    with rig(tmp_path / "first", uri, database_name) as first, \
+            rig(tmp_path / "second", uri, database_name, guests=Guests(3, seed=8)) as second:
+        first.sample(7)
+        wait_until(lambda: first.archive.writer.counts.documents, "the first one writes")
+        second.clock_s += 5
+        second.sample(7)
+        counts = second.archive.writer.counts
+        wait_until(lambda: counts.fault is Fault.HOST_BUSY, "the second one is refused")
+        for part in (f"host {HOST.name} ({HOST.uuid})", f"process {os.getpid()} on", f"state folder {tmp_path}/first",
+                     "stop one of the two", "another archive.database"):
+            assert part in counts.last_error
+        first.sample(6)
+        first.drain()
+        assert not counts.documents
+        assert_stored(uri, database_name, first.truth)
+        second.clock_s += 10 * LEASE_S  # the first one renews no more
+        second.drain()
+        assert counts.fault is None
+    assert_stored(uri, database_name, first.truth | second.truth)
+    with rig(tmp_path / "second", uri, database_name, guests=second.guests) as again:  # its own lease, at once
+        again.clock_s = second.clock_s
+        again.sample(7)
+        again.drain()
+        assert not any(again.archive.writer.counts.retries.values())
 
 
 def test_a_schema_from_the_future_is_left_alone(archive_server, database_name, tmp_path):

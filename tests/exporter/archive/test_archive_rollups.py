@@ -11,10 +11,10 @@ import pytest
 from pymongo import MongoClient
 
 from exporter.archive.documents import FIVE_MINUTES, HOURLY, RAW, Host, Object, Window, moment, window_origin
+from exporter.archive.partitions import prepare_partition
 from exporter.archive.retention import drop_expired, expired
 from exporter.archive.rollups import DAY_MS, HOUR_MS, roll_up_day, roll_up_hour
 from exporter.archive.upkeep import Upkeep
-from exporter.archive.writer import prepare_partition
 from exporter.config import ArchiveRetentionSettings
 from tests.exporter.archive.archive_rig import HOST, rig
 from tests.exporter.archive.archive_samples import uuid_of
