@@ -32,16 +32,19 @@ class Folders:
 
     @property
     def seeds(self) -> Path:
-        return self.state / "seeds"
+        """Beside the guests' disks: QEMU runs as a user of its own, which gets to no folder of ours."""
+        return (self.images[0] / "virtgauge-seeds") if self.images else (self.state / "seeds")
 
     @property
     def trail(self) -> Path:
         return self.state / "audit.jsonl"
 
-    def private(self, folder: Path) -> Path:
-        """`folder`, made with mode 0700 if absent. Raises UnreachableError for a link, a file, or no right."""
+    def private(self, folder: Path, mode: int = 0o700) -> Path:
+        """`folder`, made with `mode` if absent. Raises UnreachableError for a link, a file, or no right."""
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not folder.exists():
+                folder.mkdir(mode=mode, parents=True, exist_ok=True)
+                folder.chmod(mode)  # whatever the umask says
             if not stat.S_ISDIR(folder.lstat().st_mode):
                 raise NotADirectoryError(20, "is a link", str(folder))
         except OSError as error:

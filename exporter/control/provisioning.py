@@ -110,7 +110,8 @@ class Provision(DefinesDomain[ProvisionParameters]):
         if _wants_seed(parameters):
             hostname = parameters.seed_hostname or parameters.name
             text = parameters.seed_user_data or user_data(hostname, parameters.seed_ssh_key)
-            call.folders.private(call.folders.seeds)
+            # QEMU passes through and reads the one file that libvirt makes its own; nobody lists the others.
+            call.folders.private(call.folders.seeds, mode=0o711)
             write_seed(_seed_file(call.folders, parameters.name), text, parameters.name, hostname)
         call.progress(Progress("defining"))
         super().act(call, parameters)

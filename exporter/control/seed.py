@@ -1,7 +1,7 @@
 """A cloud-init seed: the NoCloud data source, an ISO labelled `cidata` with user-data and meta-data.
 
-Source: cloud-init's documentation of NoCloud. The user data may hold passwords: file 0600 in a folder 0700, never
-in the audit trail.
+Source: cloud-init's documentation of NoCloud. The user data may hold passwords: file 0600 in a folder that only root
+lists, never in the audit trail.
 """
 
 from __future__ import annotations

@@ -111,10 +111,14 @@ class Server:
             return 0
 
 
-def exporter_server(folder: Path, uri: str, flags: Sequence[str] = ()) -> Server:
-    """`virtgauge exporter` on libvirt `uri` with more `flags`, not yet started; its log is in `folder`."""
+def exporter_server(folder: Path, uri: str, flags: Sequence[str] = (), prefix: Sequence[str] = ()) -> Server:
+    """`virtgauge exporter` on libvirt `uri` with more `flags`, not yet started; its log is in `folder`.
+
+    `prefix` is what runs it (setpriv with its arguments, for instance) and becomes it.
+    """
     port = free_port()
     command = [
+        *prefix,
         str(Path(sys.executable).with_name("virtgauge")),
         "exporter",
         f"--libvirt.uri={uri}",

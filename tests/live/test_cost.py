@@ -33,13 +33,18 @@ BLOCK = {"query-blockstats": 2, "query-named-block-nodes": 1}
 BALLOON = {"query-balloon": 1, "qom-get": 1}
 
 
+def log_monitors(hypervisor: PrivateHypervisor) -> None:
+    """Starts the daemon again, so that it logs each monitor command."""
+    hypervisor.stop_daemon()
+    with (hypervisor.folder / "etc/libvirtd.conf").open("a") as file:
+        file.write(LOGGING)
+    hypervisor.start_daemon()
+
+
 @pytest.fixture
 def logging_hypervisor(fresh_hypervisor: PrivateHypervisor) -> PrivateHypervisor:
     """A private hypervisor whose daemon logs each monitor command."""
-    fresh_hypervisor.stop_daemon()
-    with (fresh_hypervisor.folder / "etc/libvirtd.conf").open("a") as file:
-        file.write(LOGGING)
-    fresh_hypervisor.start_daemon()
+    log_monitors(fresh_hypervisor)
     return fresh_hypervisor
 
 
