@@ -70,7 +70,6 @@ def test_pools_and_volumes(hypervisor: PrivateHypervisor, start_exporter: StartE
 def test_the_balloon_that_a_guest_s_driver_moves(hypervisor: PrivateHypervisor, load_guest: GuestConsole,
                                                  start_exporter: StartExporter) -> None:
     server = start_exporter(hypervisor.read_only_uri, FLAGS)
-<<<<<<< HEAD
     memory = 'libvirt_domain_info_memory_usage_bytes{domain="load"}'
     event = 'libvirt_domain_events_total{domain="load",event="balloon_change",detail="none"}'
     whole_kib = wait_for(server, "libvirt_domain_info_memory", lambda found: memory in found)[memory] // 1024
@@ -81,35 +80,3 @@ def test_the_balloon_that_a_guest_s_driver_moves(hypervisor: PrivateHypervisor, 
         found = wait_for(server, "libvirt_domain_events_total",
                          lambda found, events=events: found.get(event, 0) > events)
         events = found[event]
-=======
-    persistent = f'libvirt_domain_persistent{{domain="{guest}"}}'
-    wait_for(server, persistent, lambda found: found.get(persistent) == 1)
-    event = f'libvirt_domain_events_total{{domain="{guest}",event="%s",detail="%s"}}'
-    hypervisor.virsh("suspend", guest)
-    hypervisor.virsh("resume", guest)
-    found = wait_for(server, "libvirt_domain_events_total", lambda found: event % ("resumed", "unpaused") in found)
-    assert found[event % ("suspended", "paused")] == 1
-    assert found[event % ("crashed", "panicked")] == 0
-    hypervisor.virsh("snapshot-create-as", guest, "first", timeout_s=120)
-    count = f'libvirt_domain_snapshots{{domain="{guest}"}}'
-    wait_for(server, "libvirt_domain_snapshot", lambda found: found.get(count) == 1)
-    # A copy that may move 64 KiB a second stays long enough to be seen.
-    copy = hypervisor.folder / "images" / "copy.qcow2"
-    hypervisor.virsh("snapshot-delete", guest, "first", timeout_s=120)
-    hypervisor.virsh("blockcopy", guest, "vda", "--dest", str(copy), "--transient-job", "--bandwidth", "65536",
-                     "--bytes")
-    # No event tells that a copy began: it is seen within a minute, or with any event of the domain.
-    hypervisor.virsh("suspend", guest)
-    hypervisor.virsh("resume", guest)
-    label = f'libvirt_domain_block_job_info{{domain="{guest}",target_device="vda",type="copy"}}'
-    wait_for(server, "libvirt_domain_block_job", lambda found: found.get(label) == 1)
-    hypervisor.virsh("blockjob", guest, "vda", "--abort")
-    wait_for(server, "libvirt_domain_block_job", lambda found: not found)
-    hypervisor.virsh("managedsave", guest, timeout_s=120)
-    saved = f'libvirt_domain_managed_save{{domain="{guest}"}}'
-    wait_for(server, "libvirt_domain_managed_save", lambda found: found.get(saved) == 1)
-    found = wait_for(server, "libvirt_domain_events_total", lambda found: event % ("stopped", "saved") in found)
-    assert found[event % ("job_completed", "save")] == 1
-
-
->>>>>>> 3323a28 (sources: an idle domain is asked 3 calls a minute instead of 25; jobs, settings and snapshots by events, by lists of all domains and a slow sweep)
