@@ -1,13 +1,12 @@
 """A tick: what one recorded Batch gives the archive, as bytes for the spool and back.
 
-A frame is readable by itself: a head (JSON, zstandard) names every object and column, a body holds the numbers. The
-head is made once a Plan. The body's values are put column by column and their bytes plane by plane, since equal
-columns of many domains have alike high bytes: that and zstandard's level 1 halve the size.
+A frame is readable by itself: a head (JSON, zstandard) names every object, its form and its devices, a body holds the
+numbers. The head is made once a Plan. The body's values are put column by column and their bytes plane by plane, since
+equal columns of many domains have alike high bytes: that and zstandard's level 1 halve the size.
 """
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +14,12 @@ from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import zstandard
 
-from collectors.batch import Batch, Floats, Integers, Placement, Plan
-from collectors.fields import Field, StateSet
-from collectors.layout import Layout, Row
-from exporter.archive.documents import VALUES, Host, Object, column_of, object_uuid
-
-Place = tuple[str, str, str]
-"""(group, device, column) of a row; the device is empty in the group ``values``."""
+from collectors.batch import Batch, Floats, Integers, Plan
+from exporter.archive.documents import Host, Object, object_uuid
+from exporter.archive.tick_forms import FormBook, FormNumbers, Place, PlaceBook, forms_of, shaped
 
 _HEAD = struct.Struct("<IIqqI")  # bytes of head and body, wall clock and monotonic clock in ms, window in s
 _ABSENT = -(2**31)
@@ -68,8 +64,7 @@ class TickEncoder:
         self._entry_of_row = np.empty(0, dtype=np.int64)
         self._entries: list[list[int]] = []
         self._times: dict[tuple[tuple[str | int, ...], str], float] = {}
-        self._chosen: dict[int, tuple[Layout, list[tuple[int, Row]]]] = {}
-        self._placed: dict[Placement, tuple[list[str], list[int]]] = {}
+        self._forms = FormBook()
         self._compressor = zstandard.ZstdCompressor(level=1)
 
     def encode(self, batch: Batch, host: Host) -> tuple[bytes, int]:
@@ -114,61 +109,31 @@ class TickEncoder:
 
     def _compile(self, plan: Plan, host: Host) -> None:
         by_object: dict[tuple[str, tuple[str | int, ...]], list[int]] = {}
+        forms = [self._forms.of(placement.layout) for placement in plan.placements]
         for place, placement in enumerate(plan.placements):
-            if self._archived(placement):
+            if forms[place].shapes:
                 by_object.setdefault((placement.subject.kind, placement.subject.key), []).append(place)
-        placed_before, self._placed = self._placed, {}
-        columns: dict[str, int] = {}
+        starts = plan.measured_start.tolist()
+        numbers = FormNumbers()
         objects: list[object] = []
-        rows: list[int] = []
-        kinds: list[int] = []
-        entry_of_row: list[int] = []
-        for entry, ((kind, key), placed) in enumerate(by_object.items()):
-            found: dict[str, int] = {}
-            for place in placed:
-                placement = plan.placements[place]
-                kept = placed_before.get(placement) or self._places(placement)
-                self._placed[placement] = kept
-                start = int(plan.measured_start[place])
-                found.update(zip(kept[0], [start + row for row in kept[1]], strict=True))
-            numbers = [columns.setdefault(text, len(columns)) for text in found]
-            objects.append([kind, str(key[0]) if key else "", "/".join(map(str, key[1:])),
-                            plan.placements[placed[0]].subject.name,
-                            _state([plan.placements[place] for place in placed]), numbers])
-            rows += found.values()
-            kinds += numbers
-            entry_of_row += [entry] * len(numbers)
-        head = {"host": host.uuid.hex, "name": host.name, "columns": list(columns), "objects": objects}
-        self._head = self._compressor.compress(json.dumps(head, separators=(",", ":")).encode())
+        taken: list[int] = []
+        rows: list[Integers] = []
+        for (kind, key), placed in by_object.items():
+            placements = [(plan.placements[place], forms[place], starts[place]) for place in placed]
+            shapes, devices, own_rows = shaped(placements)
+            number = numbers.number(shapes)
+            state = next((form.state for _, form, _ in placements if form.state is not None), None)
+            objects.append((kind, str(key[0]) if key else "", "/".join(map(str, key[1:])),
+                            placements[0][0].subject.name, state, number, devices))
+            taken.append(number)
+            rows.append(own_rows)
+        head = {"host": host.uuid.hex, "name": host.name, **numbers.head(), "objects": objects}
+        self._head = self._compressor.compress(orjson.dumps(head))
         self._plan, self._host, self._entries = plan, host, list(by_object.values())
-        self._rows = np.array(rows, dtype=np.int64)
-        self._entry_of_row = np.array(entry_of_row, dtype=np.int64)
-        self._order = np.argsort(np.array(kinds, dtype=np.int64), kind="stable")
-        self._chosen = {id(p.layout): self._chosen[id(p.layout)] for p in plan.placements
-                        if id(p.layout) in self._chosen}
-
-    def _archived(self, placement: Placement) -> list[tuple[int, Row]]:
-        """The (number, Row) of the layout's archived rows; looked up once a layout."""
-        kept = self._chosen.get(id(placement.layout))
-        if kept is None:
-            rows = [(number, row) for number, row in enumerate(placement.layout.measured)
-                    if isinstance(row.declaration, Field) and row.declaration.archive]
-            kept = self._chosen[id(placement.layout)] = (placement.layout, rows)
-        return kept[1]
-
-    def _places(self, placement: Placement) -> tuple[list[str], list[int]]:
-        """(group, device and column with tabs between, number of the row) of each archived row of a placement."""
-        texts, numbers = [], []
-        for number, row in self._archived(placement):
-            assert isinstance(row.declaration, Field)
-            column = column_of(row.declaration)
-            assert column is not None
-            device = ""
-            if column.group != VALUES:
-                device = str(placement.names[row.slots[0]]) if row.slots else row.texts[0].split('"')[1]
-            texts.append("\t".join((column.group, device.replace("\t", " "), column.name)))
-            numbers.append(number)
-        return texts, numbers
+        self._rows = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+        self._entry_of_row = np.repeat(np.arange(len(taken)), numbers.lengths(taken))
+        self._order = numbers.order(taken)
+        self._forms.keep(plan.placements)
 
 
 class TickDecoder:
@@ -199,39 +164,24 @@ class TickDecoder:
         return Tick(self._entries, self._starts, wall_ms, monotonic_ms, window_s, offsets, values)
 
     def _read_head(self, compressed: bytes) -> None:
-        found = json.loads(self._decompressor.decompress(compressed))
+        found = orjson.loads(self._decompressor.decompress(compressed))
         host = Host(UUID(hex=found["host"]), found["name"])
-        columns: list[Place] = []
-        for text in found["columns"]:
-            group, device, name = text.split("\t")
-            columns.append((group, device, name))
-        known: dict[tuple[int, ...], tuple[Place, ...]] = {}
-        entries, kinds, starts = [], [], [0]
-        for kind, identity, run, name, state, numbers in found["objects"]:
-            places = known.setdefault(tuple(numbers), tuple(columns[number] for number in numbers))
+        forms, numbers, places = forms_of(found), FormNumbers(), PlaceBook()
+        entries, taken = [], []
+        for kind, identity, run, name, state, form, devices in found["objects"]:
             subject = Object(host, kind, object_uuid(host.uuid, kind, identity), name)
-            entries.append(Entry(subject, run, state, places))
-            kinds += numbers
-            starts.append(len(kinds))
+            entries.append(Entry(subject, run, state, places.of(forms[form], devices)))
+            taken.append(numbers.number(forms[form]))
         self._head = compressed
         self._entries = tuple(entries)
-        self._starts = np.array(starts, dtype=np.int64)
-        self._order = np.argsort(np.array(kinds, dtype=np.int64), kind="stable")
+        self._starts = np.concatenate(([0], np.cumsum(numbers.lengths(taken))))
+        self._order = numbers.order(taken)
 
 
 def present(tick: Tick) -> list[int]:
     """Numbers of the entries that have a sample in the tick."""
     found: list[int] = np.flatnonzero(tick.offsets_ms != _ABSENT).tolist()
     return found
-
-
-def _state(placements: list[Placement]) -> str | None:
-    """The name of the object's state, where a layout has one."""
-    for placement in placements:
-        for row, value in placement.layout.constants:
-            if isinstance(row.declaration, StateSet) and row.declaration.archive and value == 1.0:
-                return row.texts[0].split('"')[1]
-    return None
 
 
 def _planes(values: Floats) -> bytes:

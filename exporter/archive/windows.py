@@ -16,7 +16,8 @@ import numpy as np
 from collectors.batch import Booleans, Floats
 from exporter.archive.documents import VALUES, Document, Window, window_origin
 from exporter.archive.spool import SEAL, Frame
-from exporter.archive.ticks import Entry, Place, Tick, TickDecoder, present
+from exporter.archive.tick_forms import Place
+from exporter.archive.ticks import Entry, Tick, TickDecoder, present
 
 CLOCK_STEP_MS = 1000
 """By how much the wall clock may leave the monotonic one within a window."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import bson
 import pytest
 
+from collectors.snapshot import Record, Snapshot, Subject
 from exporter.archive.spool import SAMPLES, SEAL, Frame
 from exporter.archive.ticks import TickDecoder, TickEncoder, present
 from exporter.archive.windows import Grouper, groups
@@ -140,6 +143,46 @@ def test_odd_numbers_stay_what_they_are():
     assert document["values"]["cpu_user_ns"] == [1.5]
     assert "cpu_system_ns" not in document["values"]
     assert bson.decode(bson.encode(document))["values"] == document["values"]
+
+
+def test_a_column_that_two_records_of_a_guest_have_is_stored_once_the_last_counts():
+    guests = Guests(1, disks=2)
+    subject = Subject("domain", (uuid_of(0), 1), (("domain", "guest0"),))
+    stats = guests.stats[0]
+    second = {key: value + 5 for key, value in stats.items() if key in ("cpu.time", "balloon.rss")}
+    names = {key: stats[key] for key in ("block.0.name", "block.1.name", "block.count")}
+    third = {**names, "block.1.rd.bytes": 77}
+    records = tuple(Record(subject, source, found, 500.0)
+                    for source, found in (("bulk", stats), ("kernel", second), ("late", third)))
+    own = Record(Subject("exporter", ("exporter",), ()), "sampling", {"libvirt.up": True}, 500.0)
+    batch = guests.builder.batch(Snapshot(1, 500.0, 500.1, WHOLE_MINUTE, True, (own, *records)))
+    (document,) = documents_of(frames_of([batch]))
+    assert document["values"]["cpu_time_ns"] == [second["cpu.time"]]
+    assert document["values"]["memory_rss_kib"] == [second["balloon.rss"]]
+    assert document["values"]["cpu_user_ns"] == [stats["cpu.user"]]
+    reads = {disk["device"]: disk["read_bytes"] for disk in document["disks"]}
+    assert reads == {"vda": [stats["block.0.rd.bytes"]], "vdb": [77]}
+
+
+def test_a_new_domain_costs_no_more_than_its_own_names():
+    """Counted in calls, not in time: the shapes of guests that are alike are made once."""
+    counts = {}
+    for number in (50, 100):
+        guests = Guests(number, vcpus=4, disks=2, nics=2)
+        batch = guests.batch(WHOLE_MINUTE, 500)
+        calls = [0]
+
+        def count(frame, event, argument, calls=calls):
+            calls[0] += event == "call"
+
+        encoder = TickEncoder(60)
+        sys.setprofile(count)
+        try:
+            encoder.encode(batch, HOST)
+        finally:
+            sys.setprofile(None)
+        counts[number] = calls[0]
+    assert (counts[100] - counts[50]) / 50 < 20, counts
 
 
 @pytest.mark.parametrize("payload", [b"", b"x" * 27, b"\xff" * 200])
