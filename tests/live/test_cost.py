@@ -107,6 +107,11 @@ class CountingOpener(Opener):
         return Counted(super().open(), self._counter)
 
 
+def wait_for_a_second(log: MonitorLog) -> Counter[str]:
+    time.sleep(1)
+    return log.commands()
+
+
 def test_monitor_commands_of_the_default_page(logging_hypervisor: PrivateHypervisor, image: GuestImage,
                                               start_exporter: StartExporter) -> None:
     start(logging_hypervisor, image, "plain", balloon_period_s=0)
@@ -131,8 +136,9 @@ def test_monitor_commands_of_the_default_page(logging_hypervisor: PrivateHypervi
     while limit not in exporter.get("/metrics"):
         assert time.monotonic() < until_s
         time.sleep(0.1)
-    time.sleep(1)
     told = log.commands()
+    while READ_XML in (found := wait_for_a_second(log)):
+        told += found
     assert 1 <= told[READ_XML] <= 2, "the event has it read once; it may come while it is being read"
     exporter.get("/metrics")
     assert READ_XML not in log.commands()
