@@ -12,6 +12,7 @@ import libvirt
 
 from .connection import Session
 from .fields import Constant
+from .owner_metadata import cut
 from .per_domain import add_missing, state_stats
 from .snapshot import Value
 
@@ -87,7 +88,7 @@ def read_roster(session: Session) -> Roster:
     rows = session.support.ask("getAllDomainStats", lambda: connection.getAllDomainStats(GROUP_BITS["state"], 0))
     if rows is None:
         rows = [(domain, state_stats(domain)) for domain in connection.listAllDomains(0)]
-    entries = tuple(RosterEntry(d.UUIDString(), d.ID(), d.name(), stats) for d, stats in rows)
+    entries = tuple(RosterEntry(d.UUIDString(), d.ID(), cut(d.name()), stats) for d, stats in rows)
     return Roster(sampled_at_s, entries, _versions(session))
 
 
@@ -135,7 +136,7 @@ def _by_domain(session: Session, domains: list[Any], mask: int) -> Iterable[Doma
                 raise
             continue  # it ended
         stats |= {"sample.complete": True, "monitor.busy": 0}
-        yield DomainStats(domain.UUIDString(), domain.ID(), domain.name(), stats, True)
+        yield DomainStats(domain.UUIDString(), domain.ID(), cut(domain.name()), stats, True)
 
 
 def _domain_stats(domain: libvirt.virDomain, stats: dict[str, Value], mask: int, whole: bool) -> DomainStats:
@@ -152,7 +153,7 @@ def _domain_stats(domain: libvirt.virDomain, stats: dict[str, Value], mask: int,
         if busy_s is not None and (whole or busy_s):
             stats["monitor.busy"] = busy_s
     stats["sample.complete"] = complete
-    return DomainStats(domain.UUIDString(), domain.ID(), domain.name(), stats, complete)
+    return DomainStats(domain.UUIDString(), domain.ID(), cut(domain.name()), stats, complete)
 
 
 def is_complete(stats: Mapping[str, Value], mask: int) -> bool | None:

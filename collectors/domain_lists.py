@@ -8,6 +8,7 @@ from typing import Any
 import libvirt
 
 from .connection import Session
+from .owner_metadata import cut
 from .periodic import RunningDomain
 
 HAVING: Mapping[str, int] = {"persistent": 1 << 2, "managed-save": 1 << 8, "autostart": 1 << 10, "snapshots": 1 << 12,
@@ -33,7 +34,7 @@ def domains_having(session: Session, what: str) -> list[RunningDomain] | None:
 
 
 def _domains(session: Session, flags: int) -> list[RunningDomain]:
-    return [RunningDomain(d.UUIDString(), d.ID(), d.name()) for d in session.connection.listAllDomains(flags)]
+    return [RunningDomain(d.UUIDString(), d.ID(), cut(d.name())) for d in session.connection.listAllDomains(flags)]
 
 
 def lookup(session: Session, uuid: str) -> Any:

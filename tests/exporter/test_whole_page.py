@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from collectors.owner_metadata import LABEL_MOST_CHARACTERS
 from exporter.config import Settings
 from exporter.negotiation import negotiate_format
 from exporter.service import Exporter, collector_defaults
@@ -70,10 +71,13 @@ class Pages:
 
 
 @contextmanager
-def exporting(folder: Path, **flags: object) -> Iterator[Pages]:
-    """An exporter on four domains, ``off`` among them not running; flags by key with ``__`` for the dot."""
+def exporting(folder: Path, more: str = "", **flags: object) -> Iterator[Pages]:
+    """An exporter on four domains, ``off`` among them not running; flags by key with ``__`` for the dot.
+
+    ``more`` is the XML of other domains.
+    """
     node = folder / "node.xml"
-    node.write_text(f"<node>{''.join(map(domain, UUIDS))}</node>")
+    node.write_text(f"<node>{''.join(map(domain, UUIDS))}{more}</node>")
     given = {"libvirt.uri": f"test://{node}", "sampling.max_age": "0s", "sampling.interval": "1s",
              **{key.replace("__", "."): value for key, value in flags.items()}}
     settings = load_settings(Settings, flags=given, environ={}, collectors=collector_defaults(), is_root=True)
@@ -198,6 +202,19 @@ def test_labels_of_the_settings_choose_domains_too(tmp_path: Path) -> None:
         found = pages.settled()
     assert shown(found, "domain") == {"db"}
     assert shown(found, "team") == {"red"}
+
+
+def test_a_name_of_a_megabyte_is_cut_on_each_of_its_series(tmp_path: Path) -> None:
+    """QEMU's driver has files by that name, so that there are none such; others do not."""
+    name = "n" * 2**20
+    xml = domain("web2").replace("<name>web2<", f"<name>{name}<").replace(UUIDS["web2"], UUIDS["web2"][:-1] + "9")
+    with exporting(tmp_path, xml) as pages:
+        found = pages.settled()
+        assert len(pages.text()) < 300_000
+    long, = shown(found, "domain") - set(UUIDS)
+    assert len(long) == LABEL_MOST_CHARACTERS
+    own = {series.replace(long, "web2").partition("{")[0] for series in found if long in series}
+    assert own == {series.partition("{")[0] for series in found if 'domain="web2"' in series}
 
 
 def test_only_the_families_of_the_collectors_asked_for(tmp_path: Path) -> None:
