@@ -29,18 +29,22 @@ class DomainRecords:
         self._kernel = kernel
         self._cadence = Cadence(groups, kernel, inventory.details)
 
-    def stale(self, running: Iterable[Key]) -> bool:
-        """Whether ``find`` has something to do for the running domains."""
+    def stale(self, running: Iterable[Key], stopped: Iterable[Key] = ()) -> bool:
+        """Whether ``find`` has something to do."""
         kernel = self._kernel
         keys = list(running)
-        return self._inventory.stale(keys) or (kernel is not None and any(not kernel.decided(key) for key in keys))
+        return self._inventory.stale([*keys, *stopped]) or (
+            kernel is not None and any(not kernel.decided(key) for key in keys))
 
-    def find(self, session: Session, running: Iterable[Key]) -> None:
-        """Read what is new of the running domains: their processes and XML.  In a lane: both can take long."""
+    def find(self, session: Session, running: Iterable[Key], stopped: Iterable[Key] = ()) -> None:
+        """Read what is new of the domains: processes and XML of those that run, XML of the others.
+
+        In a lane: both can take long.
+        """
         keys = list(running)
         if self._kernel is not None:
             self._kernel.find(keys)
-        self._inventory.refresh(session, keys)
+        self._inventory.refresh(session, [*keys, *stopped])
 
     def forget(self, running: Iterable[Key]) -> None:
         """Drop what was kept for domains that no longer run."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import libvirt
 
 from .connection import Session
+from .domain_lists import lookup
 from .domain_xml import (
     BLOCK_INFO,
     BLOCK_LIMITS,
@@ -36,7 +37,7 @@ _ALL = "its info and limit series are absent"
 _OWNER = "the labels that this concerns are empty"
 
 Key = tuple[str, int]
-"""A running domain: (uuid, id).  A restart gives another id, thus another key."""
+"""A running domain: (uuid, id).  A restart gives another id, thus another key; -1 is the id of one that is off."""
 
 
 _BYTES = {"total": "bytes read and written", "read": "bytes read", "write": "bytes written"}
@@ -104,8 +105,12 @@ class Inventory:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic,
                  also: Callable[[tuple[Constant, ...]], tuple[Constant, ...]] = lambda own: own,
-                 labels: Sequence[MappedLabel] = ()) -> None:
-        """``also`` adds to the constant series of a domain, say under other names; ``labels`` to its info."""
+                 labels: Sequence[MappedLabel] = (), inactive: bool = False) -> None:
+        """``also`` adds to the constant series of a domain, say under other names; ``labels`` to its info.
+
+        ``inactive`` says that domains that do not run are read, too, under the id -1: for who chooses by metadata.
+        """
+        self.inactive = inactive
         self._also = also
         self._labels = tuple(labels)
         self._clock = clock
@@ -167,7 +172,9 @@ class Inventory:
         claimed, epoch = self._claim(keys)
         try:
             ids = dict(claimed)
-            for domain in session.domains(ids):
+            found = session.domains([uuid for uuid, id_ in claimed if id_ >= 0])
+            stopped = [lookup(session, uuid) for uuid, id_ in claimed if id_ < 0]
+            for domain in (*found, *filter(None, stopped)):
                 uuid = domain.UUIDString()
                 self._read(session, domain, (uuid, ids[uuid]), epoch)
         finally:
@@ -205,7 +212,8 @@ class Inventory:
             self._store(key, _Entry(None, None, epoch, read_at_s))
             self._failed(key[0], domain.name(), f"no inventory: {error}", _ALL)
             return
-        if definition.id == key[1]:  # else it was stopped or started anew: what is wanted no longer runs
+        # Else it was stopped or started anew: what is wanted is no longer so.
+        if (-1 if definition.id is None else definition.id) == key[1]:
             self._store(key, _Entry(definition, self._also(constants(definition)), epoch, read_at_s))
         if definition.metadata_problem:
             self._failed(key[0], domain.name(), f"its metadata: {definition.metadata_problem}", _OWNER)

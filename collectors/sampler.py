@@ -84,7 +84,8 @@ class Sampler:
         round_.roster = self._read_roster(deadline)
         if round_.roster is not None:
             running = sorted((entry.uuid, entry.id) for entry in round_.roster.entries if entry.id >= 0)
-            self._find(running, deadline)
+            stopped = [(entry.uuid, -1) for entry in round_.roster.entries if entry.id < 0 and self._inventory.inactive]
+            self._find(running, stopped, deadline)
             round_.answers = self._asking.ask({key: self._records.mask(key) for key in running}, deadline)
         self._pool.end_round()
         round_.finished_s = time.monotonic()
@@ -107,15 +108,15 @@ class Sampler:
         found: Roster = call.result
         return replace(found, entries=tuple(e for e in found.entries if self._wants(e.uuid, e.name)))
 
-    def _find(self, running: list[Key], deadline: Deadline) -> None:
-        """Read what is new of the running domains, first: which groups one is asked for depends on what is found.
+    def _find(self, running: list[Key], stopped: list[Key], deadline: Deadline) -> None:
+        """Read what is new of the domains, first: which groups one is asked for depends on what is found.
 
         What takes longer than INVENTORY_WAIT_S goes on by itself; the next samples profit from it.
         """
-        if not self._records.stale(running):
+        if not self._records.stale(running, stopped):
             return
         until_s = time.monotonic() + INVENTORY_WAIT_S
-        call = self._call("find", lambda session: self._records.find(session, running),
+        call = self._call("find", lambda session: self._records.find(session, running, stopped),
                           lambda: min(until_s, deadline()))
         if call is not None:
             self._inventory_read = call.error is None

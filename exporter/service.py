@@ -62,7 +62,9 @@ class Exporter:
     def __init__(self, settings: Settings, refusals: Refusals | None = None) -> None:
         enabled = [c for c in COLLECTORS if c.name in settings.collector.enabled]
         opener = Opener(settings.libvirt.uri)
-        self.inventory = Inventory(also=renamed(settings.compat.names), labels=settings.metadata.mapped)
+        filters = filters_of(settings.filter)
+        self.inventory = Inventory(also=renamed(settings.compat.names), labels=settings.metadata.mapped,
+                                   inactive=bool(filters.metadata))
         counts = EventCounts(lambda: self.events.connected)
         counting = settings.collector.known.get("events", False)
         self.events = EventListener(Opener(settings.libvirt.uri), self.inventory,
@@ -79,7 +81,6 @@ class Exporter:
         compat = compat_collector(settings.compat.names)
         own += [compat] if compat is not None else []
         compiler = Compiler([*own, *enabled])
-        filters = filters_of(settings.filter)
         cap = Cap(settings.filter.max_series_per_domain, settings.filter.max_series)
         capped = bool(settings.filter.max_series_per_domain or settings.filter.max_series)
         builder = Builder(compiler, self._choice(filters, settings.compat.names), cap if capped else None)

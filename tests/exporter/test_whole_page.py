@@ -121,6 +121,8 @@ def test_calls_that_the_driver_does_not_support_are_named_and_not_made_again(
     ({"filter.uuid_exclude": UUIDS["db"]}, {"web1", "web2", "off"}),
     ({"filter.metadata_include": "project_name=blue"}, {"web1", "web2"}),
     ({"filter.metadata_exclude": "project_name=b.*"}, {"db", "off"}),
+    ({"filter.metadata_include": "project_name=red"}, {"db", "off"}),
+    ({"filter.metadata_exclude": "title=off.*"}, {"web1", "web2", "db"}),
     ({"filter.metadata_include": "title=web1 .*"}, {"web1"})])
 def test_no_series_of_a_domain_that_is_not_chosen(tmp_path: Path, flags: dict[str, str], domains: set[str]) -> None:
     with exporting(tmp_path, **flags) as pages:
@@ -200,7 +202,7 @@ def test_labels_of_the_settings_choose_domains_too(tmp_path: Path) -> None:
     labels = {"metadata.namespaces": [f"n={nova}"], "metadata.labels": ["team=n:instance/n:owner/n:project"]}
     with exporting(tmp_path, **labels, filter__metadata_include="team=red") as pages:
         found = pages.settled()
-    assert shown(found, "domain") == {"db"}
+    assert shown(found, "domain") == {"db", "off"}
     assert shown(found, "team") == {"red"}
 
 
