@@ -12,6 +12,7 @@ from exporter.control.audit_api import audit_paths
 from exporter.control.examples import EXAMPLES
 from exporter.control.jobs import Job
 from exporter.control.operation import Operation, Result
+from exporter.control.rule_openapi import SCHEMAS, rule_paths
 from exporter.openapi import ERRORS, REFERENCE, answer, api_document
 
 AnyOperation = Operation[Any]
@@ -44,7 +45,7 @@ def operation_path(operation: AnyOperation) -> str:
 
 def openapi_document(operations: Sequence[AnyOperation]) -> dict[str, Any]:
     """The whole document."""
-    schemas: dict[str, Any] = {"Problem": _problem_schema()}
+    schemas: dict[str, Any] = {"Problem": _problem_schema(), **SCHEMAS}
     for model in (Result, Job):
         _add_schema(schemas, model)
     paths: dict[str, Any] = {}
@@ -53,6 +54,7 @@ def openapi_document(operations: Sequence[AnyOperation]) -> dict[str, Any]:
         paths[operation_path(operation)] = {method: _operation(operation, schemas)}
     paths.update(_job_paths())
     paths.update(audit_paths({status: _error(_ERRORS[status]) for status in ("401", "403", "422", "503")}))
+    paths.update(rule_paths({status: _error(text) for status, text in (_ERRORS | _CHANGING_ERRORS).items()}))
     description = "Acts on the guests and host interfaces of one libvirt host. Nothing is changed by GET."
     return api_document("virtgauge control API", description, paths, schemas)
 

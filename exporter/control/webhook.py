@@ -73,14 +73,15 @@ def _alert(number: int, alert: object) -> Alert:
     try:
         starts_at = str(alert["startsAt"])
         moment = datetime.fromisoformat(starts_at)
-    except (KeyError, ValueError):
+        if moment.tzinfo is None:
+            raise wrong("has a startsAt without a zone")
+        moment = moment.astimezone(UTC)
+    except (KeyError, ValueError, OverflowError):  # the last one: a zone that leads out of the years 1 to 9999
         raise wrong("has no time startsAt") from None
-    if moment.tzinfo is None:
-        raise wrong("has a startsAt without a zone")
     fingerprint = alert.get("fingerprint")
     if not (isinstance(fingerprint, str) and 0 < len(fingerprint) <= 64 and fingerprint.isalnum()):
         fingerprint = hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:16]
-    return Alert(status, labels, moment.astimezone(UTC).isoformat(), fingerprint)
+    return Alert(status, labels, moment.isoformat(), fingerprint)
 
 
 def _check_depth(document: object) -> None:

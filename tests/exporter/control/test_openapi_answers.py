@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 from exporter.control.openapi import openapi_document
 from exporter.control.operations import OPERATIONS
 from tests.exporter.control.test_api import new_service
+from tests.samples import REPOSITORY
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -16,9 +17,13 @@ WRITES_FILES = r"dump|save|restore|screenshot"
 SCHEMA = schemathesis.openapi.from_dict(openapi_document(OPERATIONS)).exclude(operation_id_regex=WRITES_FILES)
 
 
+RULES = "grafana/rules/virtgauge.control-rules.yml"
+ABOUT_RULES = {"tag": "rules"}
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    service = new_service(tmp_path_factory.mktemp("fuzzed")).start()
+    service = new_service(tmp_path_factory.mktemp("fuzzed")).start("--control.rules-file", str(REPOSITORY / RULES))
     yield service
     assert service.stop() in (0, None)
 
@@ -32,11 +37,26 @@ def test_every_answer_to_reading_is_a_documented_one(case, service):
     answered_as_documented(case, service)
 
 
-# Minutes, since many of them wait for what a made-up guest never does.
-@pytest.mark.soak
-@SCHEMA.include(method="POST").parametrize()
+@SCHEMA.include(method="POST", **ABOUT_RULES).parametrize()
+@settings(FEW, max_examples=30)
+def test_every_answer_to_alerts_and_decisions_is_a_documented_one(case, service):
+    answered_as_documented(case, service)
+
+
+CHANGING = SCHEMA.include(method="POST").exclude(**ABOUT_RULES)
+
+
+@CHANGING.parametrize()
 @FEW
 def test_every_answer_to_changing_is_a_documented_one(case, service):
+    answered_as_documented(case, service)
+
+
+# Many minutes, since some of them wait for what a made-up guest never does.
+@pytest.mark.soak
+@CHANGING.parametrize()
+@settings(FEW, max_examples=40, derandomize=False)
+def test_many_answers_to_changing_are_documented_ones(case, service):
     answered_as_documented(case, service)
 
 

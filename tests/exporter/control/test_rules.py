@@ -10,6 +10,7 @@ import pytest
 
 from exporter.command_rules import SHIPPED
 from exporter.control.errors import InvalidError
+from exporter.control.rule_openapi import EXAMPLE_ALERTS
 from exporter.control.rules import RuleFileError, load_rules, parse_rules
 from exporter.control.webhook import read_webhook
 
@@ -113,15 +114,21 @@ def test_a_fingerprint_that_is_absent_is_made_of_the_labels() -> None:
     assert first[0].fingerprint != read(payload(fingerprint=None, labels={"alertname": "Y"}))[0].fingerprint
 
 
+def test_the_example_of_the_api_document_is_taken() -> None:
+    (alert,) = read_webhook(json.dumps(EXAMPLE_ALERTS).encode())
+    assert alert.labels["domain"] == "web1"
+
+
 @pytest.mark.parametrize("body", [
     b"", b"\xff", b"[]", b"{}", b'{"alerts": {}}', b'{"alerts": [1]}', b"[" * 100_000,
     b'{"a": ' * 50 + b"1" + b"}" * 50,
     *(json.dumps(payload(**changes)).encode() for changes in (
         {"labels": None}, {"labels": {"a": 1}}, {"labels": {"a": {"b": "c"}}}, {"labels": {"a": "x" * 5000}},
         {"labels": {str(n): "" for n in range(101)}}, {"status": "suppressed"}, {"startsAt": "yesterday"},
-        {"startsAt": None}, {"startsAt": 7}, {"startsAt": "2026-11-23T01:00:00"})),
+        {"startsAt": None}, {"startsAt": 7}, {"startsAt": "2026-11-23T01:00:00"},
+        {"startsAt": "0001-01-01T00:00:00+14:00"})),
     json.dumps({"alerts": payload()["alerts"] * 2001}).encode(),
-], ids=range(19))  # fmt: skip
+], ids=range(20))  # fmt: skip
 def test_a_body_that_is_wrong_in_part_is_refused_whole(body: bytes) -> None:
     with pytest.raises(InvalidError):
         read_webhook(body)
