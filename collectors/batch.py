@@ -15,7 +15,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from .fields import Constant, Declaration, Field, Kind, Ratio, escape_label_value
+from .fields import Constant, Declaration, Field, Kind, Labels, Ratio, escape_label_value
 from .filters import Cap
 from .layout import Compiler, Layout
 from .snapshot import Record, Snapshot, Subject, Value
@@ -273,13 +273,15 @@ class Builder:
         self._cap = cap
         self.catalogue = Catalogue(compiler.declarations)
         self._placements: dict[tuple[tuple[str | int, ...], str], Placement] = {}
+        self._keys: list[tuple[str, Labels, str]] = []
+        self._order: list[int] = []
         self._columns: dict[int, tuple[Layout, Columns]] = {}
         self.plan = Plan((), self.catalogue)
 
     def batch(self, snapshot: Snapshot) -> Batch:
         """The Batch of a Snapshot.  No value, however odd, makes it fail: what is no number is absent."""
         chosen = snapshot.records if self._choose is None else self._choose(snapshot.records)
-        records = _ordered(chosen)
+        records = self._ordered(chosen)
         placements = tuple(self._place(record) for record in records)
         if self._cap is not None:
             cut = self._cap.cut(*_counts(placements))
@@ -301,6 +303,14 @@ class Builder:
         times = np.array([record.sampled_at_s for record in records], dtype=np.float64)
         raw.flags.writeable = times.flags.writeable = False
         return Batch(plan, raw, times, snapshot.sequence, snapshot.wall_time_s, snapshot.ended_s, snapshot.up)
+
+    def _ordered(self, records: Sequence[Record]) -> list[Record]:
+        """Records by subject kind, labels and source; of two with the same, which would double series, the later."""
+        keys = [(r.subject.kind, r.subject.labels, r.source) for r in records]
+        if keys != self._keys:  # mostly they are the last sample's, and sorting them is dear
+            place = {key: number for number, key in enumerate(keys)}
+            self._keys, self._order = keys, [place[key] for key in sorted(place)]
+        return [records[number] for number in self._order]
 
     def _place(self, record: Record) -> Placement:
         known = self._placements.get((record.subject.key, record.source))
@@ -325,12 +335,6 @@ def _counts(placements: Sequence[Placement]) -> tuple[dict[str, int], int]:
         else:
             others += rows
     return counts, others
-
-
-def _ordered(records: Sequence[Record]) -> list[Record]:
-    """Records by subject kind, labels and source; of two with the same, which would double series, the later."""
-    chosen = {(r.subject.kind, r.subject.labels, r.source): r for r in records}
-    return [chosen[key] for key in sorted(chosen)]
 
 
 def _floats(tuples: Sequence[tuple[Value, ...]], count: int) -> Floats:

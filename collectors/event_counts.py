@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from .event_names import names_of
@@ -29,6 +30,8 @@ MOST_PAIRS = 200
 """Most names with details that are kept of a domain; more would be somebody's odd driver."""
 _NO_DETAIL = "none"
 
+_Kept = tuple[Subject, Mapping[str, Value]]
+
 
 class EventCounts:
     """Counts what an EventListener tells (``heard``, in its thread) and gives it to the sampler (``records``).
@@ -42,6 +45,7 @@ class EventCounts:
         self._connected = connected
         self._lock = threading.Lock()
         self._counts: dict[str, dict[tuple[str, str], int]] = {}
+        self._kept: dict[str, _Kept] = {}  # what the page says of each domain, until an event or another name
 
     def heard(self, event: Event) -> None:
         """Count an event.  Any thread."""
@@ -51,6 +55,7 @@ class EventCounts:
             counts = self._counts.setdefault(event.uuid, dict.fromkeys(FROM_ZERO, 0))
             if pair in counts or len(counts) < MOST_PAIRS:
                 counts[pair] = counts.get(pair, 0) + 1
+                self._kept.pop(event.uuid, None)
 
     def succeeded(self) -> bool:
         """Whether events are heard at present."""
@@ -60,19 +65,26 @@ class EventCounts:
         """A Record for each domain (uuid to name), with counts of what happened to it by monotonic time ``at_s``."""
         with self._lock:
             self._counts = {uuid: self._counts.get(uuid) or dict.fromkeys(FROM_ZERO, 0) for uuid in domains}
-            counts = {uuid: dict(sorted(pairs.items())) for uuid, pairs in self._counts.items()}
-        for uuid, pairs in counts.items():
-            subject = Subject("domain", (uuid, "events"), (("domain", domains[uuid]),))
-            yield Record(subject, "events", _stats(pairs), at_s)
+            self._kept = {uuid: self._known(uuid, name) for uuid, name in domains.items()}
+            kept = tuple(self._kept.values())
+        return [Record(subject, "events", stats, at_s) for subject, stats in kept]
+
+    def _known(self, uuid: str, name: str) -> _Kept:
+        labels = (("domain", name),)
+        known = self._kept.get(uuid)
+        if known is not None and known[0].labels == labels:
+            return known
+        return Subject("domain", (uuid, "events"), labels), _stats(dict(sorted(self._counts[uuid].items())))
 
 
 def _stats(pairs: Mapping[tuple[str, str], int]) -> dict[str, Value]:
     stats: dict[str, Value] = {}
     places: dict[str, int] = {}
+    details: Counter[str] = Counter()
     for (name, detail), count in pairs.items():
         place = places.setdefault(name, len(places))
         stats[f"events.{place}.name"] = name
-        number = sum(1 for key in stats if key.startswith(f"events.{place}.") and key.endswith(".count"))
-        stats[f"events.{place}.{number}.name"] = detail
-        stats[f"events.{place}.{number}.count"] = count
+        stats[f"events.{place}.{details[name]}.name"] = detail
+        stats[f"events.{place}.{details[name]}.count"] = count
+        details[name] += 1
     return stats

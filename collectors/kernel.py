@@ -11,6 +11,7 @@ as a reset.  If the files fail later, the domain's values are absent until it re
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import resource
@@ -214,10 +215,7 @@ class KernelSource:
             receive, transmit = counters[0:4], counters[8:12]
             if not interface.direct:
                 receive, transmit = transmit, receive
-            stats[f"net.{number}.name"] = interface.target_device
-            for word, received, sent in zip(_NET_WORDS, receive, transmit, strict=True):
-                stats[f"net.{number}.rx.{word}"] = received
-                stats[f"net.{number}.tx.{word}"] = sent
+            stats.update(zip(_net_keys(number), (interface.target_device, *receive, *transmit), strict=True))
 
     def _network(self, process: _Process) -> dict[str, tuple[int, ...]]:
         """All devices of the process's network namespace, read once a sampling for all domains in it."""
@@ -231,6 +229,11 @@ class KernelSource:
             devices[name.strip()] = tuple(map(int, numbers.split()))
         self._networks[process.network] = (now_s, devices)
         return devices
+
+
+@functools.lru_cache(1024)
+def _net_keys(number: int) -> tuple[str, ...]:
+    return (f"net.{number}.name", *(f"net.{number}.{way}.{word}" for way in ("rx", "tx") for word in _NET_WORDS))
 
 
 def definition_stats(definition: Definition) -> dict[str, Value]:

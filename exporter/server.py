@@ -34,6 +34,7 @@ KEEP_ALIVE_S = 75
 MOST_HEADER_BYTES = 16 * 1024
 # What running requests get after a signal; with the server's own waits the end comes within a second.
 GRACE_S = 0.4
+TICK_S = 1.0
 # Cheap, and asked for when the rest is overloaded.
 HEALTH_PATHS = ("/-/healthy", "/-/ready")
 
@@ -125,6 +126,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, front: Front) -> None:
         super().__init__(config)
         self._front = front
+        self._ending = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.servers = []
@@ -139,6 +141,18 @@ class _Server(uvicorn.Server):
         for sock in sockets or ():
             acceptor.start(sock)
         self.started = True
+
+    async def main_loop(self) -> None:
+        # uvicorn's own looks ten times a second whether it is to end; this one is woken for that, and once a second
+        # for the date in the answers' heads.
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), TICK_S)
+
+    def end(self) -> None:
+        """Begin to shut down. In the loop's thread."""
+        self.should_exit = True
+        self._ending.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for sock in sockets or ():
@@ -180,10 +194,10 @@ def _answering_when_cut_off(app: ASGIApp) -> ASGIApp:
     return application
 
 
-async def _stop_when_set(server: uvicorn.Server, stop: asyncio.Event) -> None:
+async def _stop_when_set(server: _Server, stop: asyncio.Event) -> None:
     await stop.wait()
     _log.info("stopping")
-    server.should_exit = True
+    server.end()
 
 
 @contextlib.contextmanager

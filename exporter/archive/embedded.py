@@ -143,7 +143,7 @@ class EmbeddedServer:
         _write_private(self._folder / "address.json", json.dumps({"port": self._port, "pid": process.pid}))
         log.info("the embedded archive server answers", extra={"port": self._port, "pid": process.pid})
         self._ready.set()
-        while not self._stopping.wait(0.2):
+        while not self._stopping.wait(1.0):
             if process.poll() is not None:
                 log.warning("the embedded archive server ended; it is started again",
                             extra={"exit_status": process.returncode})

@@ -203,6 +203,7 @@ def main() -> None:
     text = json.dumps(result, indent=1)
     (RESULTS / f"exporters-{arguments.guests}.json").write_text(text + "\n")
     print(text)
+    print(f"the whole took {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,18 @@ def test_counts_are_kept_while_the_domain_is_known_whatever_it_is_called() -> No
     assert len(again) == len(FROM_ZERO)
 
 
+def test_a_sample_makes_anew_only_what_an_event_changed() -> None:
+    counts = EventCounts()
+    counts.heard(Event("u", "a", "reboot", ()))
+    before = {record.subject.name: record for record in counts.records({"u": "a", "v": "b"}, 1.0)}
+    counts.heard(Event("u", "a", "reboot", ()))
+    after = {record.subject.name: record for record in counts.records({"u": "a", "v": "b"}, 2.0)}
+    assert after["b"].stats is before["b"].stats
+    assert after["b"].sampled_at_s == 2.0
+    shown = series(builder([EVENTS]).batch(snapshot(*after.values())))
+    assert shown['libvirt_domain_events_total{domain="a",event="reboot",detail="none"}'] == 2
+
+
 def test_the_number_of_series_of_a_domain_is_bounded() -> None:
     counts = EventCounts()
     for number in range(3 * MOST_PAIRS):

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -374,6 +376,25 @@ print(socket_address(sockets[0]).port, flush=True)
 asyncio.run(serve_sockets(exporter_application(Source(), Settings()), sockets))
 print("clean end", flush=True)
 """
+
+
+def wakeups(pid):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("voluntary_ctxt_switches")))
+
+
+def test_an_idle_server_wakes_up_about_once_a_second():
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            port = int(process.stdout.readline())
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                assert answer.read() == b"a 1\n"
+            time.sleep(0.5)
+            before = wakeups(process.pid)
+            time.sleep(3)
+            assert 1 <= wakeups(process.pid) - before <= 10  # uvicorn alone: 30
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
