@@ -1,7 +1,7 @@
 """The rules at work: one thread that takes alerts from the store, one by one, and acts or says why not.
 
-Acts run one at a time, so no host has two at once. Everything that happens is a record of the audit trail: `rule`
-events beside the operation's own `begin` and `end`.
+A control service is of one host, so `concurrency` is the host's; each rule has its own beside it. Everything that
+happens is a record of the audit trail: `rule` events beside the operation's own `begin` and `end`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from exporter.control.errors import BusyError, ControlError, UnreachableError
 from exporter.control.executor import Actor, Executor, Request
 from exporter.control.rule_guards import AlertedGuest, Guards, KillSwitch, find_target
 from exporter.control.rule_metrics import RuleMetrics
+from exporter.control.rule_turns import Turns
 from exporter.control.rules import Action, Rule, RuleFile
 from exporter.control.webhook import Alert
 
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 _BUSY_AGAIN_S = 5.0
+_TURN_AGAIN_S = 0.5
 
 
 class RuleEngine:
@@ -40,6 +42,7 @@ class RuleEngine:
         self.switch = KillSwitch(executor.folders.private(executor.folders.state))
         self.metrics = RuleMetrics(store, file, self.switch.is_on)
         self._guards = Guards(store, self.switch, executor.session)
+        self._turns = Turns()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rules", daemon=True)
@@ -53,10 +56,12 @@ class RuleEngine:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Ends after the act in progress or after `timeout_s`; what waits stays in the store."""
+        """Ends after the acts in progress or after `timeout_s`; what waits stays in the store."""
+        end_s = time.monotonic() + timeout_s
         self._stopping.set()
         self._wake.set()
         self._thread.join(timeout_s)
+        self._turns.end(end_s - time.monotonic())
 
     def receive(self, alerts: list[Alert]) -> None:
         """Keeps them on the disk; they are judged later. Raises UnreachableError."""
@@ -113,6 +118,7 @@ class RuleEngine:
         if self._store.find(rule.name, alert) is not None:
             self.metrics.skipped(rule.name, "duplicate")
             return
+        self._turns.wait(file.concurrency)  # first, so that the guards see what is when it is its turn
         try:
             target = find_target(self._executor.session, alert)
         except UnreachableError:
@@ -126,16 +132,21 @@ class RuleEngine:
             self._skip(rule, alert, *against, target=target)
             return
         state = {"approve": "pending", "dry-run": "acting", "enforce": "acting"}[rule.mode]
+        if state == "acting" and self._turns.of_rule(rule.name) >= rule.concurrency:
+            state = "retry"
         number = self._store.add(rule.name, alert, "do", target.name, target.uuid, state, self._clock())
         if number is None:
             return
         if rule.mode == "approve":
             self._tell("pending", rule, alert, target.name, target.uuid, outcome=f"action {number} waits for approval")
-        else:
-            self._act(rule, rule.action, self._store.get(number), received_s, dry_run=rule.mode == "dry-run")
+        elif state == "acting":
+            self._begin(file, rule, rule.action, self._store.get(number), received_s, dry_run=rule.mode == "dry-run")
 
     def _resolved(self, file: RuleFile, rule: Rule, alert: Alert, received_s: float) -> None:
         act = self._store.find(rule.name, alert)
+        if act is not None:
+            self._turns.wait_for_end(act.id)  # its outcome says whether there is something to undo
+            act = self._store.find(rule.name, alert)
         if act is None:
             return
         if act.state in ("pending", "approved", "retry"):
@@ -158,7 +169,8 @@ class RuleEngine:
             return
         number = self._store.add(rule.name, alert, "undo", target.name, target.uuid, "acting", self._clock())
         if number is not None:
-            self._act(rule, rule.undo, self._store.get(number), received_s, dry_run=act.state == "dry-run")
+            self._turns.wait(file.concurrency)
+            self._begin(file, rule, rule.undo, self._store.get(number), received_s, dry_run=act.state == "dry-run")
 
     def _one_act(self) -> bool:
         """An approved act, or a failed one that is due again; pending ones that are too old expire."""
@@ -179,6 +191,10 @@ class RuleEngine:
     def _again(self, rule: Rule, act: RuleAct) -> None:
         """All guards once more: much may have changed since. Its own earlier attempts are no cool-down of it."""
         file = self._file()
+        self._turns.wait(file.concurrency)
+        if self._turns.of_rule(rule.name) >= rule.concurrency:
+            self._store.set_state(act.id, act.state, self._clock(), "waits for its turn", self._clock() + _TURN_AGAIN_S)
+            return
         retrying = act.state == "retry"
         free = rule.model_copy(update={"cooldown": 0.0, "budget_per_hour": 1_000_000}) if retrying else rule
         try:
@@ -197,7 +213,22 @@ class RuleEngine:
             self._end(act, "cancelled", against[1])
             return
         self._store.set_state(act.id, "acting", self._clock())
-        self._act(rule, rule.action, act, act.changed_s if act.by else self._clock(), dry_run=False)
+        since_s = act.changed_s if act.by else self._clock()
+        self._begin(file, rule, rule.action, act, since_s, dry_run=rule.mode == "dry-run")
+
+    def _begin(self, file: RuleFile, rule: Rule, action: Action, act: RuleAct, received_s: float, *,
+               dry_run: bool) -> None:  # fmt: skip
+        def work() -> None:
+            try:
+                self._act(rule, action, act, received_s, dry_run=dry_run)
+            except ControlError as error:
+                # The store or the trail: the row stays `acting`, and the next start tells of it.
+                _log.error("a rule's act could not be written down", extra={"cause": str(error)})
+            except Exception:  # noqa: BLE001 - a defect in one act must not end the rules
+                _log.exception("a rule's act broke off")
+            self._wake.set()
+
+        self._turns.run(act.id, rule.name, work, file.concurrency)
 
     def _act(self, rule: Rule, action: Action, act: RuleAct, received_s: float, *, dry_run: bool) -> None:
         """Runs it; the store says `acting`. The outcome is what the operation saw in libvirt, not what was asked."""

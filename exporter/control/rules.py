@@ -184,6 +184,8 @@ class Rule(_Part):
     expect: Expected = Expected()
     cooldown: Seconds = 900.0
     budget_per_hour: int = Field(default=5, ge=1, le=1000)
+    concurrency: int = Field(default=1, ge=1, le=16)
+    """Acts of this rule at once; what comes above it waits for its turn."""
     most_of: Share | None = None
     quiet: tuple[Window, ...] = ()
     expires: Seconds = 600.0
@@ -226,6 +228,8 @@ class RuleFile(_Part):
     here: Matchers
     prometheus: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$")
     budget_per_hour: int = Field(default=20, ge=1, le=10000)
+    concurrency: int = Field(default=1, ge=1, le=16)
+    """Acts of all rules at once on this host. Above one, up to so many may pass a breaker that is just opening."""
     protected: Protected = Protected()
     rules: tuple[Rule, ...]
 

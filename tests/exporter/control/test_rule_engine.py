@@ -206,6 +206,79 @@ def test_a_thousand_alerts_meet_the_budget(bench: Bench) -> None:
     assert bench.store.waiting() == 0
 
 
+class SlowExecutor:
+    """The bench's own, with acts that last; it counts how many run at once."""
+
+    def __init__(self, executor: Executor, seconds: float) -> None:
+        self._executor = executor
+        self._seconds = seconds
+        self._running: list[str] = []
+        self.most = 0
+        self.most_of_rule = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._executor, name)
+
+    def run(self, operation: Any, reference: Any, parameters: Any, request: Any) -> Any:
+        self._running.append(request.actor.name)
+        self.most = max(self.most, len(self._running))
+        self.most_of_rule = max(self.most_of_rule, self._running.count(request.actor.name))
+        time.sleep(self._seconds)
+        self._running.remove(request.actor.name)
+        return self._executor.run(operation, reference, parameters, request)
+
+
+TWO_RULES = WITHOUT_UNDO.replace("here:", "concurrency: 4\nhere:", 1) + """\
+  - name: autostart-it
+    mode: enforce
+    match: [alertname = Bad]
+    action: {operation: domain.autostart}
+    cooldown: 0s
+    budget_per_hour: 100
+    concurrency: 3
+"""
+
+
+@pytest.mark.parametrize(("text", "most", "most_of_rule"), [
+    (TWO_RULES.replace("concurrency: 4", "concurrency: 1"), 1, 1), (TWO_RULES, 4, 3),
+    (TWO_RULES.replace("concurrency: 3", "concurrency: 1"), 2, 1)], ids=["one", "four", "one each"])  # fmt: skip
+def test_so_many_act_at_once(tmp_path: Path, text: str, most: int, most_of_rule: int) -> None:
+    bench = Bench(tmp_path, 6)
+    bench.text = text
+    slow = SlowExecutor(bench.executor, 0.2)
+    engine = RuleEngine(lambda: PARSED(bench.text), bench.store, slow)  # type: ignore[arg-type]
+    engine.receive([alert(f"web{n}") for n in range(6)])
+    engine.start()
+    try:
+        eventually_s = time.monotonic() + 30
+        while len(bench.store.in_state("done")) < 12:
+            assert time.monotonic() < eventually_s, bench.store.in_state("acting", "retry", "failed", "cancelled")
+            time.sleep(0.02)
+    finally:
+        engine.stop(10)
+    assert (slow.most, slow.most_of_rule) == (most, most_of_rule)
+    assert [bench.state(f"web{n}") for n in range(6)] == ["paused"] * 6
+    acted = [record for record in bench.executor.trail.records() if record["event"] == "rule-acted"]
+    assert len(acted) == 12
+    assert bench.executor.trail.verify() >= 48  # more where two rules met at one guest: busy, tried again
+    bench.executor.close()
+
+
+def test_what_resolves_while_its_act_runs_is_undone_after_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.text = RULES.replace("here:", "concurrency: 2\nhere:", 1)
+    slow = SlowExecutor(bench.executor, 0.3)
+    engine = RuleEngine(lambda: PARSED(bench.text), bench.store, slow)  # type: ignore[arg-type]
+    engine.receive([alert(), alert(status="resolved")])
+    while engine._one_alert():
+        pass
+    engine._turns.end(10)
+    told = [str(record["event"]) for record in bench.executor.trail.records()]
+    assert told == [*ACTED, *ACTED]
+    assert bench.state() == "running"
+    bench.executor.close()
+
+
 def test_what_was_begun_when_the_service_died_is_unknown_and_not_repeated(bench: Bench) -> None:
     """Every stage of a kill -9: the alert waits, the act is marked, the act is done but not told."""
     bench.store.put([alert("web1")], bench.now_s)
