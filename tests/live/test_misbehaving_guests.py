@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -44,11 +45,18 @@ class Rules:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.prometheus = ""
+        """Asked before each act whether the alert still fires, where it is not empty."""
         self.set()
 
     def set(self, **modes: str) -> None:
         """Mode by rule, `_` for `-`; the others are off, as shipped."""
-        text = SHIPPED.read_text().replace('"localhost(:.*)?"', '"127.0.0.1:.*"')
+        text = SHIPPED.read_text()
+        asked = "# prometheus: http://localhost:9090"
+        assert asked in text
+        if self.prometheus:
+            text = text.replace(asked, f"prometheus: {self.prometheus}")
+        text = text.replace('"localhost(:.*)?"', '"127.0.0.1:.*"')
         text = re.sub(r"every: 60s", "every: 1s", re.sub(r"cooldown: \w+", "cooldown: 0s", text))
         smaller = (("change_mib: 256", "change_mib: 32"), ("_mib: 4096", "_mib: 64"), ("20971520", "200704"))
         for shipped, small in smaller:
@@ -230,6 +238,7 @@ def test_memory_pressure_under_enforce_raises_the_balloon(
 def test_a_noisy_disk_under_enforce_is_limited_until_the_alert_resolves(
     guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, load_guest: GuestConsole, story: Story
 ) -> None:
+    story.rules.prometheus = alerting.prometheus.url("/")
     story.begin(limit_noisy_disk="enforce")
     load_guest.order("wrate 40960")
     guest.write_steadily(2 << 20)
@@ -244,6 +253,13 @@ def test_a_noisy_disk_under_enforce_is_limited_until_the_alert_resolves(
     eventually(lambda: [r for r in story.told() if r.get("outcome") == "undone"], "the limit is lifted")
     assert guest.iotune() == {}
     assert webhooks.alerts("LibvirtDomainDiskNoisy", "load", "firing") == []
+    # Somebody plays the same alert again: Prometheus, asked back, knows better.
+    story.begin(limit_noisy_disk="enforce")
+    played = {"alerts": [{**alert, "startsAt": datetime.now(UTC).isoformat()}]}
+    assert story.service.ask("POST", "/api/v1/alerts", played, token="operator")[0] == 202
+    assert story.wait_for("rule-skipped")["skipped"] == "resolved"
+    assert guest.iotune() == {}
+    story.rules.prometheus = ""
 
 
 def test_a_panic_is_dumped_and_restarted_once_approved(
@@ -275,6 +291,21 @@ def test_a_panic_is_dumped_and_restarted_once_approved(
     steps = [told.index(f"rule-{word}") for word in ("pending", "approved", "acts", "acted", "resolved")]
     assert steps == sorted(steps)
     assert told.index("rule-acts") < told.index("begin") < told.index("end") < told.index("rule-acted")
+
+
+def test_a_guest_whose_qemu_died_is_started_again(
+    guest: MisbehavingGuest, hypervisor: PrivateHypervisor, alerting: Alerting, story: Story
+) -> None:
+    story.begin(restart_crashed="enforce")
+    before = guest.describes()
+    os.kill(hypervisor.qemu_pid(guest.name), signal.SIGKILL)
+    off = 'libvirt_domain_state_reason{domain="victim",state="shutoff",reason="crashed"}'
+    alerting.prometheus.wait_for(f"max_over_time({off}[1m]) == 1")  # it may be running again by now
+    assert story.wait_for("rule-acted")["outcome"] == "done"
+    assert guest.is_running()
+    assert guest.describes() != before
+    (begun,) = [record for record in story.told() if record["event"] == "begin"]
+    assert (begun["operation"], begun["before"]["state"]) == ("domain.start", "shutoff")
 
 
 def test_the_trail_is_whole_and_archived(story: Story, database: EmbeddedServer, guest: MisbehavingGuest) -> None:
