@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ class ControlService:
         self.tokens = {role: self.token(role, role, "*") for role in ("reader", "operator", "admin")}
         self.tokens["web"] = self.token("web", "admin", "web*")
         self.headers: Any = {}
+        self.tls: ssl.SSLContext | None = None
+        """What to trust where it is started behind TLS."""
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -80,7 +83,9 @@ class ControlService:
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         if isinstance(body, dict):
             body, headers = json.dumps(body), {"Content-Type": "application/json", **headers}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        address = ("127.0.0.1", self.port)
+        connection = (http.client.HTTPSConnection(*address, timeout=60, context=self.tls) if self.tls
+                      else http.client.HTTPConnection(*address, timeout=60))  # fmt: skip
         try:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()

@@ -87,8 +87,11 @@ class Alerting:
         eventually(lambda: self.firing(alert, domain) is now, f"{alert} {state} for {domain}", timeout_s)
 
 
-def alertmanager_server(folder: Path, urls: Mapping[str, str]) -> Server:
-    """Debian's Alertmanager with one receiver, not yet started: every alert at once, and again when it resolves."""
+def alertmanager_server(folder: Path, urls: Mapping[str, str], ca_file: Path | None = None) -> Server:
+    """Debian's Alertmanager with one receiver, not yet started: every alert at once, and again when it resolves.
+
+    `urls` with the bearer token of each, which may be empty; `ca_file` is what it trusts, else the system's.
+    """
     port = free_port()
     webhooks: list[dict[str, Any]] = []
     for number, (url, token) in enumerate(urls.items()):
@@ -97,6 +100,8 @@ def alertmanager_server(folder: Path, urls: Mapping[str, str]) -> Server:
             file = folder / f"webhook{number}.token"
             file.write_text(token)
             webhooks[-1]["http_config"] = {"authorization": {"credentials_file": str(file)}}
+            if ca_file is not None:
+                webhooks[-1]["http_config"]["tls_config"] = {"ca_file": str(ca_file)}
     configuration = {
         "route": {"receiver": "virtgauge", "group_by": ["alertname", "instance", "domain"], "group_wait": "0s",
                   "group_interval": "1s", "repeat_interval": "1h"},

@@ -108,6 +108,21 @@ def test_a_webhook_is_read_alert_by_alert() -> None:
     assert read(payload())[0].starts_at == "2026-11-23T01:00:00.123000+00:00"
 
 
+def test_grafanas_webhook_is_read_as_well() -> None:
+    """Its fields as Grafana documents them (configure the webhook notifier); Grafana itself was not at hand."""
+    labels = {"alertname": "LibvirtDomainCrashed", "grafana_folder": "virtgauge", "domain": "test"}
+    alert = {"status": "resolved", "labels": labels, "annotations": {"summary": "A guest crashed"},
+             "startsAt": "2026-11-23T03:00:00.157076+02:00", "endsAt": "2026-11-23T03:05:00Z", "fingerprint":
+             "c6eadffa33fcdf37", "generatorURL": "", "silenceURL": "", "dashboardURL": "", "panelURL": "",
+             "values": {"B": 44.2, "C": None}, "valueString": "[ var='B' value=44.2 ]", "imageURL": ""}
+    document = {"receiver": "virtgauge", "status": "firing", "orgId": 1, "alerts": [alert], "groupLabels": {},
+                "commonLabels": labels, "commonAnnotations": {}, "externalURL": "", "version": "1", "groupKey": "{}:{}",
+                "truncatedAlerts": 0, "title": "[FIRING:1]", "state": "alerting", "message": "**Firing**"}
+    (found,) = read(document)
+    assert (found.status, found.labels["domain"], found.fingerprint) == ("resolved", "test", "c6eadffa33fcdf37")
+    assert found.starts_at == "2026-11-23T01:00:00.157076+00:00"
+
+
 def test_a_fingerprint_that_is_absent_is_made_of_the_labels() -> None:
     first, again = read(payload(fingerprint=None)), read(payload(fingerprint="../../etc"))
     assert first[0].fingerprint == again[0].fingerprint
