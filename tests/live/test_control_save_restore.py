@@ -190,6 +190,50 @@ def test_killed_in_the_middle_of_a_save(operator: Operator, keeper: SectorGuest,
     operator.trail.verify()
 
 
+@pytest.mark.parametrize("operation", ["domain.core-dump", "domain.managed-save", "domain.shutdown", "saved.restore"])
+def test_killed_in_the_middle_of(
+    operator: Operator, keeper: SectorGuest, hypervisor: PrivateHypervisor, operation: str
+) -> None:
+    """kill -9 between libvirt's being asked and its answer: the guest is whole, and the next start tells of the act."""
+    reference = saved_once(operator) if operation == "saved.restore" else "keeper"
+    before = checks(keeper)
+    stopped = hypervisor.qemu_pid("keeper") if operation != "saved.restore" else None
+    if stopped is not None:
+        os.kill(stopped, signal.SIGSTOP)  # libvirt waits for QEMU, and virtgauge for libvirt
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-c", KILLED_AT_WORK, hypervisor.uri, str(operator.folders.state), operation, reference],
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"begun\n"
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    finally:
+        if stopped is not None:
+            os.kill(stopped, signal.SIGCONT)
+    eventually(lambda: not busy(operator), "the end of libvirt's part")
+    begun = [record for record in operator.trail.records() if record["event"] == "begin"][-1]
+    assert begun["operation"] == operation
+    told = operator.executor.explain_left_open(OPERATIONS)
+    if stopped is None and not told:
+        assert operator.trail.records()[-1]["event"] == "end"  # it was faster than we
+    else:
+        assert re.search("interrupted|unknown", str(told[0]["outcome"]))
+        assert len(told) == 1
+    assert operator.executor.explain_left_open(OPERATIONS) == []
+    # Whatever libvirt made of it, the guest goes on where it was, by what the trail and the listing name.
+    if operator.state("keeper") == "shutoff":
+        if operation == "saved.restore":
+            operator("saved.restore", reference)
+        else:
+            assert operator("domain.start", "keeper").details["started_from"] == "managed save"
+    eventually(lambda: checks(keeper) > before, "a check after it")
+    assert operator.state("keeper") == "running"
+    operator.trail.verify()
+
+
 def busy(operator: Operator) -> bool:
     return operator("domain.show", "keeper").details.get("job") == "running"
 
@@ -204,5 +248,18 @@ threading.Thread(target=operator, args=("domain.save", "keeper"), daemon=True).s
 while not list(saves.glob("*.img")):
     time.sleep(0.001)
 print("saving", flush=True)
+threading.Event().wait()
+"""
+
+KILLED_AT_WORK = """
+import sys, threading, time
+from pathlib import Path
+from tests.live.operating import Operator
+operator = Operator(sys.argv[1], Path(sys.argv[2]))
+before = len(operator.trail.records())
+threading.Thread(target=operator, args=(sys.argv[3], sys.argv[4]), daemon=True).start()
+while "begin" not in [record["event"] for record in operator.trail.records()[before:]]:
+    time.sleep(0.001)
+print("begun", flush=True)
 threading.Event().wait()
 """

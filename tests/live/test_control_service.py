@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from exporter.control.audit import Trail
@@ -116,6 +117,22 @@ def test_both_ways_at_once_end_in_one_state_with_one_trail(service: ControlServi
     last = [record for record in records if record["event"] == "end"][-1]
     state = service.ask("GET", f"/api/v1/domains/{deaf.name}")[1]["details"]["state"]
     assert state == {"domain.suspend": "paused", "domain.resume": "running"}[str(last["operation"])]
+
+
+def test_a_backend_that_only_reads_interfaces_is_501_and_read_on(service: ControlService) -> None:
+    """Debian's libvirt is built with udev's backend. One with netcf's would answer 200, and be begun and taken back."""
+    before = service.ask("GET", "/api/v1/interfaces/lo")
+    assert before[0] == 200
+    status, document = service.ask("POST", "/api/v1/interfaces:begin", {})
+    if status == 200:
+        service.ask("POST", "/api/v1/interfaces:rollback", {})
+        pytest.skip("this libvirt can change host interfaces")
+    assert (status, document["libvirt_code"]) == (501, libvirt.VIR_ERR_NO_SUPPORT)
+    assert "udev" in document["next_step"] + document["detail"]
+    ethernet = {"parameters": {"name": "e9"}, "dry_run": True}
+    assert service.problem("POST", "/api/v1/interfaces:define-ethernet", ethernet)[0] == 501
+    assert service.problem("POST", "/api/v1/interfaces/lo/down", {"confirm": "lo"})[0] == 501
+    assert service.ask("GET", "/api/v1/interfaces/lo")[1]["details"] == before[1]["details"]
 
 
 def test_a_read_only_connection_is_refused_by_libvirt_whatever_is_asked(
