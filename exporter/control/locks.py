@@ -33,7 +33,7 @@ class SubjectLock:
     def open_act(self, act: Mapping[str, JsonValue]) -> None:
         """Writes the act down, on the disk before this returns. Raises UnreachableError where it cannot be."""
         try:
-            self._write(json.dumps(dict(act)).encode())
+            self._write(json.dumps(dict(act)).encode() + b"\n")
         except OSError as error:
             raise UnreachableError(
                 f"the act cannot be written down in its lock ({error.strerror})",
@@ -44,9 +44,9 @@ class SubjectLock:
         self._write(b"")
 
     def _write(self, content: bytes) -> None:
-        # Shorter content first clears the longer one's tail: a torn write is then no JSON, and read as unknown.
-        os.ftruncate(self._fd, 0)
+        # Over the old content, whose tail goes last: killed at any moment, one line tells of the act.
         os.pwrite(self._fd, content, 0)
+        os.ftruncate(self._fd, len(content))
         os.fdatasync(self._fd)
 
     def release(self) -> None:
@@ -119,7 +119,7 @@ def _read(fd: int) -> dict[str, JsonValue] | None:
     if not content:
         return None
     try:
-        act = json.loads(content)
+        act = json.loads(content.partition(b"\n")[0])
     except ValueError:
         act = None
     return act if isinstance(act, dict) else {"operation": "unknown", "torn": True}
