@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import NAMESPACE_URL, uuid5
 from xml.etree import ElementTree
 
 import libvirt
@@ -123,19 +124,21 @@ class Opener:
 
 
 def host_identity(opener: Opener) -> tuple[str, str]:
-    """libvirt's UUID and name of the host, over a connection of its own.  Raises ConnectionDownError; may block."""
+    """libvirt's UUID and name of the host, over a connection of its own.  Raises ConnectionDownError; may block.
+
+    Where the driver names no UUID (test:///, ESX), it is made from its URI and the host's name: the same each time.
+    """
     connection = opener.open()
     try:
         uuid = ElementTree.fromstring(connection.getCapabilities()).findtext("host/uuid")
         name = connection.getHostname()
+        uri = connection.getURI()
     except (libvirt.libvirtError, ElementTree.ParseError) as error:
         raise ConnectionDownError(f"the host's UUID cannot be read: {error}") from error
     finally:
         with contextlib.suppress(libvirt.libvirtError):
             connection.close()
-    if not uuid:
-        raise ConnectionDownError("libvirt names no UUID of the host; set host_uuid in libvirtd.conf")
-    return uuid, name
+    return uuid or str(uuid5(NAMESPACE_URL, f"{uri} {name}")), name
 
 
 class Session:

@@ -14,16 +14,17 @@ from collections.abc import Callable
 from collectors.batch import Batch
 from exporter.archive.documents import Host
 from exporter.archive.spool import SAMPLES, SEAL, Spool, SpoolFullError
-from exporter.archive.ticks import TickEncoder
+from exporter.archive.ticks import TickEncoder, samples_of
 from exporter.repeated_log import RepeatedLog
 
 log = logging.getLogger(__name__)
 
 _MOST_QUEUED = 8
-"""Batches that may wait while a disk is slow."""
+"""Batches that may wait while a disk is slow, or until libvirt tells the host."""
 _MOST_HELD_BYTES = 16 << 20
 """Of encoded ticks that may wait in memory while a disk is full."""
 _SEAL_AFTER_WINDOWS = 2
+_HOST_AGAIN_S = 1.0
 
 
 class Recorder:
@@ -41,6 +42,7 @@ class Recorder:
         self._held: deque[tuple[bytes, int]] = deque()
         self._held_bytes = 0
         self._open = False
+        self._hostless = False
         self._last_s = time.monotonic()
         self._condition = threading.Condition()
         self._stopping = False
@@ -56,7 +58,10 @@ class Recorder:
             dropped = self._queue.popleft() if len(self._queue) > _MOST_QUEUED else None
             self._condition.notify_all()
         if dropped is not None:
-            self._lost("late", len(dropped.plan.placements), "the spool's disk is too slow")
+            if self._hostless:
+                self._lost_for_want_of_host(dropped)
+            else:
+                self._lost("late", samples_of(dropped.plan), "the spool's disk is too slow")
 
     def stop(self, timeout_s: float) -> None:
         """Spools what was recorded and ends the open window; waits at most ``timeout_s`` for a slow disk."""
@@ -85,8 +90,10 @@ class Recorder:
 
     def _take(self, batch: Batch) -> None:
         host = self._host()
+        self._hostless = host is None
         if host is None:
-            self._lost("no_host", len(batch.plan.placements), "libvirt has not told the host's UUID")
+            if samples_of(batch.plan):  # while libvirt is down there is nothing to keep
+                self._put_back(batch)
             return
         payload, samples = self._encoder.encode(batch, host)
         if not samples:
@@ -97,6 +104,18 @@ class Recorder:
         self._flush()
         while self._held_bytes > _MOST_HELD_BYTES and len(self._held) > 1:
             self._drop_oldest()
+
+    def _put_back(self, batch: Batch) -> None:
+        """Lets a Batch wait until libvirt tells the host, for as long as there is room in the queue."""
+        with self._condition:
+            if not self._stopping and len(self._queue) < _MOST_QUEUED:
+                self._queue.appendleft(batch)
+                self._condition.wait(_HOST_AGAIN_S)
+                return
+        self._lost_for_want_of_host(batch)
+
+    def _lost_for_want_of_host(self, batch: Batch) -> None:
+        self._lost("no_host", samples_of(batch.plan), "libvirt has not told the host's UUID")
 
     def _flush(self) -> None:
         """Appends what is held and syncs once.  What the disk refuses stays held."""
@@ -149,6 +168,7 @@ class Recorder:
 
     def _lost(self, reason: str, samples: int, cause: str) -> None:
         counts = self._spool.counts.dropped_samples
-        counts[reason] = counts.get(reason, 0) + samples
+        with self._condition:  # samples are lost in the sampling thread, too
+            counts[reason] = counts.get(reason, 0) + samples
         self._repeated.failed(("lost", reason), "archive samples are lost", level=logging.ERROR, reason=reason,
                               cause=cause, samples=samples)

@@ -178,6 +178,12 @@ class TickDecoder:
         self._order = numbers.order(taken)
 
 
+def samples_of(plan: Plan) -> int:
+    """How many objects of a Batch of this Plan would have a sample in the archive, if all of them answered."""
+    return len({(p.subject.kind, p.subject.key) for p in plan.placements
+                if any(isinstance(row.declaration, Field) and row.declaration.archive for row in p.layout.measured)})
+
+
 def present(tick: Tick) -> list[int]:
     """Numbers of the entries that have a sample in the tick."""
     found: list[int] = np.flatnonzero(tick.offsets_ms != _ABSENT).tolist()

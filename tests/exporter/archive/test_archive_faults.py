@@ -309,11 +309,41 @@ def test_a_full_spool_counts_what_it_drops_and_stores_the_rest(archive_server, d
     assert len(lost) == dropped
 
 
+def test_samples_wait_until_libvirt_tells_the_host(archive_server, database_name, tmp_path):
+    told = []
+    run = Rig(tmp_path, uri_of(archive_server), database_name)
+    run.archive._recorder._host = lambda: told[0] if told else None
+    run.archive.start()
+    try:
+        dropped = run.archive.spool.counts.dropped_samples
+        for number in range(5):
+            batch = run.guests.batch(run.clock_s + number, run.monotonic_s + number)
+            run.truth |= truth_of(batch)
+            run.archive.record(batch)
+        told.append(HOST)
+        wait_until(lambda: run.archive.spool.counts.spooled_samples == 5 * 3, "they are spooled")
+        assert not dropped.get("no_host")
+        told.clear()
+        for number in range(20, 40):
+            run.archive.record(run.guests.batch(run.clock_s + number, run.monotonic_s + number))
+        wait_until(lambda: dropped.get("no_host"), "what has no room is told")
+        told.append(HOST)
+        wait_until(lambda: run.archive.spool.counts.spooled_samples + sum(dropped.values()) == 25 * 3, "each is counted")
+        run.drain()
+    finally:
+        run.archive.stop()
+    found, doubled = stored_of(raw_documents(uri_of(archive_server), database_name))
+    assert not doubled
+    assert run.truth.items() <= found.items()
+    assert len({key[:2] for key in found}) == run.archive.spool.counts.spooled_samples
+
+
 def test_sampling_never_waits_for_the_archive(tmp_path):
     run = Rig(tmp_path, "mongodb://127.0.0.1:1/", "none")  # its threads are not even started
     try:
         for number in range(50):
             run.archive.record(run.guests.batch(START_S + number, float(number)))
-        assert run.archive.spool.counts.dropped_samples["late"] > 0
+        # Eight wait, one has three guests: each of the others is counted.
+        assert run.archive.spool.counts.dropped_samples["late"] == (50 - 8) * 3
     finally:
         run.archive.stop()
