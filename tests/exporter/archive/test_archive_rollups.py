@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from pymongo import MongoClient
+from pymongo.monitoring import CommandListener
 
 from exporter.archive.documents import FIVE_MINUTES, HOURLY, RAW, Host, Object, Window, moment, window_origin
 from exporter.archive.partitions import prepare_partition
@@ -136,6 +137,42 @@ def test_a_day_is_made_of_its_hours(database):
     assert (rss["min"], rss["max"]) == ([1, 1], [30, 40])
     close(rss["avg"], [(3 * 3 + 30 + 4) / 8, (4 * 3 + 40 + 4) / 8])
     assert document["values"]["cpu_time_ns"]["increase"] == [45, 45]
+
+
+def test_every_read_of_a_roll_up_takes_its_own_documents_from_the_index(archive_server, database):
+    """An object's hour may not cost a walk through everyone's: 2,000 guests would never be done."""
+    store(database, [minute(HOUR + 60_000 * n, {"cpu_time_ns": [n, n, n, n]}) for n in range(20)])
+    for other in range(6, 26):
+        guest = Object(HOST, "domain", UUID(int=other), f"other{other}")
+        windows = [Window(guest, HOUR + 60_000 * n, [0], {"memory_rss_kib": [n]}) for n in range(5)]
+        database[RAW.collection(moment(HOUR))].insert_many(
+            [window.document(window_origin(b"test", other)) for window in windows])
+    sent = []
+
+    class Listener(CommandListener):
+        def started(self, event):
+            if event.command_name == "find":
+                sent.append(dict(event.command))
+
+        def succeeded(self, event):
+            pass
+
+        def failed(self, event):
+            pass
+
+    with MongoClient(archive_server.uri(120), tz_aware=True, uuidRepresentation="standard",
+                     event_listeners=[Listener()]) as client:
+        assert roll_up_hour(client[database.name], HOST.uuid, HOUR) == 1
+        assert roll_up_day(client[database.name], HOST.uuid, HOUR // DAY_MS * DAY_MS) == 1
+    read = [command for command in sent if command["find"].startswith(("raw_", "five_minutes_"))]
+    assert len(read) == 2
+    for command in read:
+        query = {key: command[key] for key in ("find", "filter", "hint") if key in command}
+        plan = database.command("explain", query, verbosity="executionStats", codec_options=database.codec_options)
+        assert "IXSCAN" in str(plan["queryPlanner"]["winningPlan"])
+        statistics = plan["executionStats"]
+        assert statistics["nReturned"] in (1, 20)
+        assert statistics["totalKeysExamined"] <= statistics["nReturned"] + 1, query
 
 
 def test_another_host_with_the_same_guest_is_left_out(database):
