@@ -20,7 +20,7 @@ from exporter.nearest import nearest
 FOLDER = Path(__file__).parent / "grafana"
 RULES = Path("alerts") / "virtgauge.rules.yml"
 _TEMPLATE = Path("alerts") / "virtgauge.rules.template.yml"
-_COPIED = ("alerts/runbooks", "provisioning", "examples", "rules")
+_COPIED = ("alerts/runbooks", "provisioning", "provisioning-more", "examples", "rules")
 _PLACE = re.compile(r"<<(\w+)>>")
 
 

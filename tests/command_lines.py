@@ -44,7 +44,8 @@ def commands(text: str, program: str = "virtgauge") -> Iterator[Line]:
     lines = [line for fence in fences for line in fence.replace("\\\n", " ").splitlines()]
     for line in [*lines, *inline]:
         found = re.match(rf"\s*(?:\$ |sudo )*(?:/\S+/)?({program}(?: .*)?)$", line)
-        if found and "NOUN" not in line:  # where all commands are described at once
+        # NOUN: where all commands are described at once; is: what the program itself says.
+        if found and "NOUN" not in line and not line.startswith(f"{program} is "):
             yield Line(found[1], line in inline)
 
 
@@ -100,6 +101,7 @@ def _check_values(path: tuple[str, ...], parsed: click.Context) -> None:
         parse_parameters(operation, document if params.get("xml") is None else {**document, "xml": "<domain/>"})
     elif path == ("exporter",):
         flags = {name.replace("__", "."): value for name, value in params.items()}
+        flags["config.file"] = None  # one of whoever reads it
         load_settings(Settings, flags=flags, environ={}, collectors=collector_defaults(), is_root=True)
     elif path == ("history",):
         HistoryFields(COLLECTORS).all_named(params["field"])

@@ -55,7 +55,7 @@ def test_the_wheel_holds_exactly_the_packages(wheel: Path) -> None:
     dashboards = {name for name in names if name.startswith("exporter/grafana/")}
     assert names - about - dashboards == source_files()
     assert {f"exporter/grafana/{path.relative_to(REPOSITORY / 'grafana').as_posix()}"
-            for part in ("dashboards", "alerts", "provisioning", "examples", "rules")
+            for part in ("dashboards", "alerts", "provisioning", "provisioning-more", "examples", "rules")
             for path in (REPOSITORY / "grafana" / part).rglob("*")
             if path.suffix in {".json", ".yml", ".md"}} == dashboards
     assert any(name.endswith("LICENSE") for name in about)

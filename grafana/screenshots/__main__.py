@@ -20,6 +20,9 @@ from grafana.screenshots.scene import SCRAPE_S, Scene
 
 HERE = Path(__file__).parent
 PICTURES = HERE.parent.parent / "docs" / "pictures"
+OVERVIEW = "virtgauge-fleet"
+OVERVIEW_HEIGHT = 1330
+"""Its first three rows, and a half of the fourth."""
 COLOURS = 192
 """A picture's palette: few enough for a small file, many enough for smooth edges of letters."""
 
@@ -46,9 +49,17 @@ def draw(prometheus: str, minutes: float, only: list[str]) -> int:
     PICTURES.mkdir(exist_ok=True)
     done = subprocess.run(["node", "take.mjs", prometheus, str(PICTURES), f"{minutes:g}", str(SCRAPE_S), *only],
                           cwd=HERE, check=False)
+    overview()
     for picture in PICTURES.glob("*.png"):
         shrink(picture)
     return done.returncode
+
+
+def overview() -> None:
+    """The README's picture: the upper part of a dashboard that was just drawn."""
+    with Image.open(PICTURES / f"{OVERVIEW}.png") as image:
+        if image.mode != "P":
+            image.crop((0, 0, image.width, OVERVIEW_HEIGHT)).save(PICTURES / "overview.png")
 
 
 def shrink(picture: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.samples import REPOSITORY
 
 def test_all_is_written_as_it_lies_in_the_project(tmp_path: Path) -> None:
     assert cli.run(["dashboards", "export", str(tmp_path)]) == 0
-    for folder in ("dashboards", "alerts/runbooks", "provisioning", "examples"):
+    for folder in ("dashboards", "alerts/runbooks", "provisioning", "provisioning-more", "examples"):
         for file in (REPOSITORY / "grafana" / folder).rglob("*"):
             if file.is_file():
                 assert (tmp_path / file.relative_to(REPOSITORY / "grafana")).read_text() == file.read_text()
@@ -73,3 +74,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
     (tmp_path / "file").write_text("")
     assert cli.run(["dashboards", "export", str(tmp_path / "file" / "inside")]) == 1
     assert "inside" in capsys.readouterr().err
+
+
+def test_the_readme_and_the_documents_name_files_that_are_exported(tmp_path: Path) -> None:
+    assert cli.run(["dashboards", "export", str(tmp_path)]) == 0
+    text = "".join((REPOSITORY / name).read_text() for name in ("README.md", "docs/dashboards.md"))
+    named = set(re.findall(r"/etc/prometheus/virtgauge/([\w/.-]*\w)", text))
+    named |= set(re.findall(r"`((?:alerts|dashboards|examples|provisioning|provisioning-more)/[\w/.-]*)`", text))
+    assert len(named) > 5
+    assert [name for name in named if not (tmp_path / name).exists()] == []

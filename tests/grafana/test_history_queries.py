@@ -11,8 +11,7 @@ from collectors import COLLECTORS
 from exporter import history_api
 from exporter.archive.history_fields import ALIASES, HistoryFields
 from exporter.control import audit_api
-from tests.grafana.expressions import FILES, dashboard, infinity_targets
-from tests.samples import REPOSITORY
+from tests.grafana.expressions import FILES, FOLDER, dashboard, infinity_targets
 
 TARGETS = [target for file in FILES for target in infinity_targets(file)]
 UNITS = {"ratio": "percentunit", "B": "bytes", "B/s": "binBps", "s": "s"}
@@ -32,8 +31,8 @@ def test_a_query_asks_for_what_the_archive_has_in_its_unit(target) -> None:
 
 def test_there_are_such_queries_and_their_data_sources_are_provisioned() -> None:
     assert len(TARGETS) > 8
-    provisioned = (REPOSITORY / "grafana" / "provisioning" / "datasources" / "virtgauge.yml").read_text()
-    kinds = set(re.findall(r"type: (\S+)", provisioned))
+    provisioned = [file.read_text() for file in FOLDER.glob("provisioning*/datasources/*.yml")]
+    kinds = set(re.findall(r"type: (\S+)", "".join(provisioned)))
     for file in FILES:
         for variable in dashboard(file)["templating"]["list"]:
             assert variable["type"] != "datasource" or variable["query"] in kinds
@@ -47,3 +46,11 @@ def test_the_acts_of_control_are_asked_as_their_api_answers() -> None:
     assert {one["selector"] for one in acts["target"]["columns"]} <= set(row)
     known = set(re.findall(r'query\.get\("(\w+)"', inspect.getsource(audit_api)))
     assert {one["key"] for one in acts["target"]["url_options"]["params"]} <= known
+
+
+def test_what_a_new_user_copies_needs_no_variable_and_no_plugin() -> None:
+    """provisioning/ is copied as a whole by the README; what needs more lies beside it."""
+    for file in (FOLDER / "provisioning").rglob("*.yml"):
+        assert "${" not in file.read_text(), file
+    (sources,) = (FOLDER / "provisioning" / "datasources").iterdir()
+    assert re.findall(r"^ +type: (\S+)", sources.read_text(), re.M) == ["prometheus"]
