@@ -18,6 +18,7 @@ import orjson
 import zstandard
 
 from collectors.batch import Batch, Floats, Integers, Plan
+from collectors.fields import Field
 from exporter.archive.documents import Host, Object, object_uuid
 from exporter.archive.tick_forms import FormBook, FormNumbers, Place, PlaceBook, forms_of, shaped
 

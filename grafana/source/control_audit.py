@@ -71,10 +71,11 @@ CONTROL = Dashboard(
             number("Kill switch", "Whether rules may act at all: virtgauge control rules stop and go.", "none",
                    "max(virtgauge_control_rules_stopped{@host})", width=6, trend=False, empty=NO_RULES,
                    words={"0": ("rules act", "green"), "1": ("stopped", "orange")}),
-            graph("Acts of rules by result", "What became of the rules' acts, an hour: dry-run is what would have been "
-                  "done, expired what nobody approved in time.", "none",
-                  Query(f"3600 * sum by (rule, result) (rate({RUNS}{{@host}}[$__rate_interval])) > 0",
-                        "{{rule}} {{result}}"), width=8, empty="No rule acted"),
+            graph("Acts of rules by result", "What became of the rules' acts, each step is one: dry-run is what would have "
+                  "been done, expired what nobody approved in time.", "none",
+                  Query(f"round(sum by (rule, result) (increase({RUNS}{{@host}}[$__rate_interval]))) and "
+                        f"sum by (rule, result) (increase({RUNS}{{@host}}[$__range])) > 0", "{{rule}} {{result}}"),
+                  calcs=("max",), width=8, empty="No rule acted"),
             graph("Alerts received and waiting", "Alerts that came by the webhook, a minute, and those that wait in the "
                   "queue now.", "none",
                   Query("60 * sum by (status) (rate(virtgauge_control_alerts_received_total{@host}[$__rate_interval]))",
@@ -82,14 +83,16 @@ CONTROL = Dashboard(
                   Query("sum(virtgauge_control_alerts_waiting{@host})", "waiting"), width=8, empty=NO_RULES),
             listing("Why rules did not act", "Alerts that matched a rule on which it did not act, by the guard that "
                     "stood in its way.",
-                    Query(over_time(by="rule, reason", counter="virtgauge_control_rule_skips_total") + " > 0", "Times"),
+                    Query(over_time(by="rule, reason", counter="virtgauge_control_rule_skips_total") + " > 0", "Times",
+                          narrow=True),
                     labels={"rule": "Rule", "reason": "Guard"}, sort="Times", width=8, height=8, empty="No rule was held"),
             listing("Rules", "Each rule in the time shown: what it would have done, did and failed to do; how many guests it "
                     "leaves alone now since it just acted; and whether its circuit breaker is open.",
-                    Query(over_time(by="instance, rule", counter="virtgauge_control_rule_matches_total"), "Alerts"),
-                    Query(over_time('result="dry-run"', "instance, rule", RUNS), "Would have"),
-                    Query(over_time('result=~"done|undone|unchanged"', "instance, rule", RUNS), "Done"),
-                    Query(over_time('result=~"failed|unknown"', "instance, rule", RUNS), "Failed"),
+                    Query(over_time(by="instance, rule", counter="virtgauge_control_rule_matches_total"), "Alerts",
+                          narrow=True),
+                    Query(over_time('result="dry-run"', "instance, rule", RUNS), "Would have", narrow=True),
+                    Query(over_time('result=~"done|undone|unchanged"', "instance, rule", RUNS), "Done", narrow=True),
+                    Query(over_time('result=~"failed|unknown"', "instance, rule", RUNS), "Failed", narrow=True),
                     Query("max by (instance, rule) (virtgauge_control_rule_cooldowns{@host})", "Cooling down"),
                     Query("max by (instance, rule) (virtgauge_control_rule_breaker_open{@host})", "Breaker open",
                           words={"1": ("yes", "red"), "0": ("no", "text")}),

@@ -50,6 +50,9 @@ export function StateTimeline({ panel, frames, width, height, scene, theme }) {
 function bars(time, field, scene) {
   const found = [];
   field.values.forEach((value, at) => {
+    if (value === null) {
+      return;
+    }
     const from = time.values[at];
     const to = Math.min(from + scene.stepS * 1000, scene.to * 1000);
     const last = found.at(-1);

@@ -326,9 +326,11 @@ def test_samples_wait_until_libvirt_tells_the_host(archive_server, database_name
         told.clear()
         for number in range(20, 40):
             run.archive.record(run.guests.batch(run.clock_s + number, run.monotonic_s + number))
+            wait_until(lambda: run.archive._recorder._hostless, "the host is missed")
         wait_until(lambda: dropped.get("no_host"), "what has no room is told")
         told.append(HOST)
-        wait_until(lambda: run.archive.spool.counts.spooled_samples + sum(dropped.values()) == 25 * 3, "each is counted")
+        counts = run.archive.spool.counts
+        wait_until(lambda: counts.spooled_samples + sum(dropped.values()) == 25 * 3, "each is counted")
         run.drain()
     finally:
         run.archive.stop()
