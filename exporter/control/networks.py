@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
@@ -11,7 +12,7 @@ import libvirt
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from exporter.control.errors import RefusedError
-from exporter.control.guest_fields import DomainName, Word
+from exporter.control.guest_fields import DomainName, HostPath, Word
 from exporter.control.host_objects import (
     AutostartOperation,
     DefineOperation,
@@ -47,6 +48,10 @@ def _address(text: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+# Below the folder, never out of it; DHCP's field holds 128 bytes with the closing zero.
+BootFile = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]*(/[A-Za-z0-9][A-Za-z0-9._\-]*)*$", max_length=127)
+]
 
 
 class NetworkFields(Parameters):
@@ -63,6 +68,20 @@ class NetworkFields(Parameters):
     dhcp_from: Address | None = Field(default=None, description="First address that DHCP gives out.")
     dhcp_to: Address | None = Field(default=None, description="Last address that DHCP gives out.")
     dns_domain: Word | None = Field(default=None, description="The DNS domain of its guests.")
+    tftp_folder: HostPath | None = Field(
+        default=None, description="An image folder, or one in it, whose files it serves by TFTP to guests that boot."
+    )
+    boot_file: BootFile | None = Field(
+        default=None, description="The file there that DHCP tells a guest that boots from it."
+    )
+
+    @model_validator(mode="after")
+    def _boots(self) -> Self:
+        if (self.tftp_folder is None) != (self.boot_file is None):
+            raise ValueError("give both tftp_folder and boot_file, or neither")
+        if self.boot_file and (self.dhcp_from is None or ":" in self.dhcp_from):
+            raise ValueError("a boot file is told by DHCP over IPv4; give dhcp_from and dhcp_to")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -143,7 +162,11 @@ class DefineNetwork(_OfNetwork[NetworkFields], DefineOperation[NetworkFields]):
         return parameters.name
 
     def xml(self, call: Call, parameters: NetworkFields) -> str:
-        return network_xml(parameters)
+        if parameters.tftp_folder is None:
+            return network_xml(parameters)
+        folder = call.folders.image_folder(parameters.tftp_folder, "the TFTP folder")
+        call.folders.image(str(folder / str(parameters.boot_file)), "the boot file")
+        return network_xml(parameters, folder)
 
     def define(self, call: Call, xml: str) -> Any:
         return call.session.connection.networkDefineXML(xml)
@@ -168,8 +191,8 @@ class Leases(_OfNetwork[NoParameters]):
         return {"rows": rows}
 
 
-def network_xml(fields: NetworkFields) -> str:
-    """The `<network>`; escaped by the XML library."""
+def network_xml(fields: NetworkFields, tftp_folder: Path | None = None) -> str:
+    """The `<network>`; escaped by the XML library. `tftp_folder` is the checked one of the fields."""
     root = Element("network")
     SubElement(root, "name").text = fields.name
     if fields.forward != "isolated":
@@ -181,8 +204,13 @@ def network_xml(fields: NetworkFields) -> str:
         interface = ipaddress.ip_interface(fields.address)
         ip = SubElement(root, "ip", family=f"ipv{interface.version}", address=str(interface.ip),
                         prefix=str(interface.network.prefixlen))  # fmt: skip
+        if tftp_folder is not None:
+            SubElement(ip, "tftp", root=str(tftp_folder))
         if fields.dhcp_from and fields.dhcp_to:
-            SubElement(SubElement(ip, "dhcp"), "range", start=fields.dhcp_from, end=fields.dhcp_to)
+            dhcp = SubElement(ip, "dhcp")
+            SubElement(dhcp, "range", start=fields.dhcp_from, end=fields.dhcp_to)
+            if fields.boot_file:
+                SubElement(dhcp, "bootp", file=fields.boot_file)
     indent(root)
     return tostring(root, encoding="unicode")
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from exporter.control.errors import RefusedError, UnconfirmedError
+from exporter.control.errors import InvalidError, RefusedError, UnconfirmedError
 from exporter.control.executor import Actor, Request
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from exporter.demonstration.programs import run_program
 from tests.live.conftest import StartExporter
 from tests.live.operating import Operator, eventually
 from tests.live.scraping import Page, Scraper
+from tests.live.sector_guests import saying
 
 NETWORK = {"name": "lab", "forward": "isolated", "bridge": "labbr0", "address": "192.0.2.1/24",
            "dhcp_from": "192.0.2.100", "dhcp_to": "192.0.2.110"}  # fmt: skip
@@ -65,6 +66,30 @@ def test_a_network_with_a_guest_that_gets_a_lease(
     seen(Scraper(start_exporter(hypervisor.read_only_uri)), "libvirt_network_active", 0, network="lab")
     operator("network.undefine", "lab")
     assert operator.trail.verify() == len(operator.events())
+
+
+def test_a_guest_boots_what_a_network_serves(operator: Operator, hypervisor: PrivateHypervisor) -> None:
+    """iPXE of the guest's card asks DHCP, fetches the file by TFTP and runs it: a boot sector is such a file, too."""
+    served = hypervisor.folder / "images" / "served"
+    served.mkdir()
+    (served / "hello.0").write_bytes(saying("NETWORK BOOT"))
+    network = {**NETWORK, "name": "pxe", "bridge": "pxebr0", "address": "198.51.100.1/24",
+               "dhcp_from": "198.51.100.100", "dhcp_to": "198.51.100.110"}  # fmt: skip
+    for change, cause in (({"tftp_folder": "/etc"}, "outside"), ({"boot_file": "missing.0"}, "missing.0")):
+        with pytest.raises(InvalidError, match=cause):
+            operator("network.define", **{**network, "tftp_folder": str(served), "boot_file": "hello.0", **change})
+    operator("network.define", **network, tftp_folder=str(served), boot_file="hello.0")
+    operator("network.start", "pxe")
+    try:
+        made = operator("domain.provision", name="netbooted", type="qemu", machine="pc", memory_mib=32, agent=False,
+                        interfaces=[{"network": "pxe"}], expect_text="NETWORK BOOT", expect_lease=True,
+                        within_s=120)  # fmt: skip
+        assert set(made.details["seen"]) == {"text", "lease"}
+    finally:
+        operator("domain.destroy", "netbooted")
+        operator("domain.undefine", "netbooted")
+        operator("network.stop", "pxe")
+        operator("network.undefine", "pxe")
 
 
 def test_volumes_of_a_real_pool(operator: Operator, hypervisor: PrivateHypervisor) -> None:

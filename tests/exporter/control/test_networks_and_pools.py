@@ -64,6 +64,11 @@ def test_a_volume_stays_in_its_pool(name):
         ({"dhcp_to": "192.0.2.5"}, "ends before it begins"),
         ({"bridge": "no way"}, "bridge"),
         ({"name": "a/b"}, "name"),
+        ({"boot_file": "a.0"}, "both tftp_folder and boot_file"),
+        ({"tftp_folder": "/images"}, "both tftp_folder and boot_file"),
+        ({"tftp_folder": "/images", "boot_file": "../a"}, "boot_file"),
+        ({"tftp_folder": "/images", "boot_file": "/a"}, "boot_file"),
+        ({"tftp_folder": "/i", "boot_file": "a", "dhcp_from": None, "dhcp_to": None}, "told by DHCP"),
     ],
 )
 def test_networks_that_are_none(fields, cause):
