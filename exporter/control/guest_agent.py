@@ -28,6 +28,11 @@ def falls_back(error: libvirt.libvirtError) -> bool:
     return refused(error) or error.get_error_code() in (*SILENT, libvirt.VIR_ERR_OPERATION_TIMEOUT)
 
 
+def hung_up(error: libvirt.libvirtError) -> bool:
+    """Whether the agent went while it was asked: one that shuts its guest down may go before it has answered."""
+    return error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and "agent socket" in str(error)
+
+
 def agent_connected(handle: Any) -> bool:
     """Whether libvirt sees the guest agent's end of the channel open (it may still be mute)."""
     return bool(channel_connected(handle.XMLDesc(0)))

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from exporter.control.domain import DomainOperation, domain_state, is_state, live_state
 from exporter.control.errors import ControlError, RefusedError, TimedOutError
-from exporter.control.guest_agent import agent_connected, asked_within, falls_back
+from exporter.control.guest_agent import agent_connected, asked_within, falls_back, hung_up
 from exporter.control.operation import Call, NoParameters, Parameters, Plan, Progress
 from exporter.control.watching import RebootCount, watch_reboots
 
@@ -122,10 +122,11 @@ def _by_agent(call: Call, parameters: ShutdownParameters, told: Any) -> str | No
             told(f"the agent did not answer within {parameters.agent_timeout_s:g} s; it may still do it if it wakes")
             return None
     except libvirt.libvirtError as error:
-        if not falls_back(error):
+        if not (falls_back(error) or hung_up(error)):
             raise
         told(f"the agent did not answer ({error.get_error_message()})")
-        return None
+        if not hung_up(error):
+            return None
     return "agent" if deadline.wait_for(lambda: is_state(handle, *STOPPED)) else None
 
 
@@ -268,6 +269,8 @@ class Reboot(DomainOperation[RebootParameters]):
                 if parameters.mode == "agent":
                     return "agent, which has not answered"
             except libvirt.libvirtError as error:
+                if hung_up(error):
+                    return "agent"  # whether the guest reboots is seen to next, by whom it was asked
                 if not falls_back(error) or parameters.mode == "agent":
                     raise
         # The test driver knows no way by name.

@@ -313,14 +313,16 @@ def test_more_requests_than_allowed_at_once_are_503_and_health_is_not(plain):
 
 
 def test_a_body_that_nobody_reads_is_not_kept(served_by):
-    """GET with a gigabyte: the answer goes out, the rest is never taken into memory."""
+    """GET with a terabyte: the answer goes out, the rest is never taken into memory, and not for longer than 2 s."""
     with served_by("REQUEST_BODY_S=2") as server:
         before_mib = server.memory_mib
         sock = server.connect()
-        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
-        sent, until_s = 0, time.monotonic() + 30
-        with contextlib.suppress(OSError):
-            while sent < 1_000_000_000 and time.monotonic() < until_s:
-                sent += sock.send(b"x" * 65536)
-        assert sent < 1_000_000_000
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n")
+        until_s, cut_off = time.monotonic() + 30, False
+        try:
+            while time.monotonic() < until_s:
+                sock.send(b"x" * 65536)
+        except OSError:
+            cut_off = True
+        assert cut_off
         assert server.memory_mib - before_mib < 30

@@ -51,7 +51,7 @@ def logging_hypervisor(fresh_hypervisor: PrivateHypervisor) -> PrivateHypervisor
 def start(hypervisor: PrivateHypervisor, image: GuestImage, name: str, balloon_period_s: int) -> None:
     disk = hypervisor.new_disk(name, 1 << 20)
     guest = Guest(name, disks=(disk,), interfaces=(hypervisor.new_interface(),), balloon_period_s=balloon_period_s)
-    hypervisor.start_guest(guest, image)
+    hypervisor.start_guest(guest, image).wait_ready()  # while it boots, events have its XML read again
 
 
 class MonitorLog:
