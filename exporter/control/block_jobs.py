@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
-from xml.etree.ElementTree import Element
 
 import libvirt
 from pydantic import Field, JsonValue
 
+from exporter.control.block_chain import JobEnd, base_index, chain_of, disk_element, job_of, watch_job
 from exporter.control.connection import Session
 from exporter.control.device_change import device_root
-from exporter.control.domain import DomainOperation, P, domain_state
+from exporter.control.domain import DomainOperation, P, domain_state, find_domain
 from exporter.control.errors import ControlError, NotFoundError, RefusedError, TimedOutError
 from exporter.control.folders import Folders
-from exporter.control.guest_fields import Word
+from exporter.control.guest_fields import HostPath, Word
 from exporter.control.hotplug_disk import disk_shown
-from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State
+from exporter.control.image_users import users_of
+from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, Subject
 from exporter.control.power import refuse_unless_running
 
-_NAMES = {
-    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL: "pull",
-    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COPY: "copy",
-    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT: "commit",
-    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT: "active commit",
-    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_BACKUP: "backup",
-}
+_SETTLES_S = 2.0
+"""How long libvirt may need to show a disk's new chain once the job is gone."""
 
 
 class DiskParameters(Parameters):
@@ -39,6 +37,18 @@ class BlockJobParameters(DiskParameters):
     within_s: float = Field(default=3600.0, gt=0, le=7 * 86400, description="Aborted where it takes longer.")
 
 
+class BlockCommitParameters(BlockJobParameters):
+    base: HostPath | None = Field(
+        default=None, description="The image of the chain that is written into; the lowest where not given."
+    )
+
+
+class BlockPullParameters(BlockJobParameters):
+    base: HostPath | None = Field(
+        default=None, description="The image of the chain that stays below; none stays where not given."
+    )
+
+
 class _OnDisk(DomainOperation[P]):
     area = "snapshots"
 
@@ -50,7 +60,7 @@ class _OnDisk(DomainOperation[P]):
 
     def check(self, call: Call, parameters: P) -> None:
         refuse_unless_running(call, "have a block job")
-        _disk(call.subject.handle, call.subject.name, getattr(parameters, "device", ""))
+        disk_element(call.subject.handle, call.subject.name, getattr(parameters, "device", ""))
 
     def aftermath(self, session: Session, folders: Folders, begun: Mapping[str, JsonValue]) -> str:
         subject, asked = begun.get("subject"), begun.get("parameters")
@@ -95,16 +105,27 @@ class _RunsJob(_OnDisk[P]):
     def time_needed_s(self, parameters: Any) -> float:
         return float(parameters.within_s) + 60
 
-    def check(self, call: Call, parameters: P) -> None:
+    def check(self, call: Call, parameters: Any) -> None:
         super().check(call, parameters)
-        job = job_of(call.subject.handle, getattr(parameters, "device", ""))
+        chain = chain_of(call.subject.handle, parameters.device)
+        if parameters.base is not None and parameters.base not in chain[1:]:
+            raise NotFoundError(
+                f"disk {parameters.device} has no image {parameters.base!r} below the one it writes to",
+                next_step=f"it is {' on '.join(chain)}",
+            )
+        job = job_of(call.subject.handle, parameters.device)
         if job and job["type"] not in self.job_types:
             raise RefusedError(
                 f"a {job['type']} runs on that disk already", next_step="wait for it, or stop it with 'block-abort'"
             )
 
+    @abstractmethod
+    def goal(self, chain: list[str], base: str | None) -> list[str]:
+        """What the chain is to be in the end."""
+
+    @abstractmethod
     def start(self, call: Call, parameters: Any) -> None:
-        raise NotImplementedError
+        """Has libvirt begin."""
 
     def finish(self, call: Call, parameters: Any) -> None:
         """Once everything is copied."""
@@ -115,9 +136,9 @@ class _RunsJob(_OnDisk[P]):
 
     def act(self, call: Call, parameters: Any) -> None:
         handle, device = call.subject.handle, parameters.device
-        call.details["chain_before"] = [name for name in chain_of(handle, device)]
-        if not job_of(handle, device):
-            self.start(call, parameters)
+        chain = chain_of(handle, device)
+        goal = self.goal(chain, parameters.base)
+        call.details["chain_before"] = list(chain)
 
         def over() -> bool:
             job = job_of(handle, device)
@@ -125,42 +146,100 @@ class _RunsJob(_OnDisk[P]):
                 call.progress(Progress(f"{job['type']} of {device}", float(str(job["percent"])) / 100))
             return not job or self.ready(job)
 
-        if not call.deadline.within(parameters.within_s).wait_for(over, poll_s=0.2):
-            handle.blockJobAbort(device, 0)
-            raise TimedOutError(
-                f"{self.verb} of {device} was stopped before its end; the guest goes on with its disk as it was",
-                next_step="ask again, with more time or bandwidth",
-            )
-        self.finish(call, parameters)
+        with watch_job(handle, device) as end:
+            if not job_of(handle, device):
+                self.start(call, parameters)
+            if not call.deadline.within(parameters.within_s).wait_for(over, poll_s=0.2):
+                raise self._stopped(call, parameters)
+            if job_of(handle, device):
+                self.finish(call, parameters)
+            elif not call.deadline.within(_SETTLES_S).wait_for(
+                lambda: chain_of(handle, device) == goal or end.word in ("failed", "canceled")
+            ) or chain_of(handle, device) != goal:
+                raise self._ended_early(parameters, end)
         call.deadline.wait_for(lambda: not job_of(handle, device))
 
+    def _stopped(self, call: Call, parameters: Any) -> TimedOutError:
+        """Ends a job that must not go on, and says why."""
+        try:
+            call.subject.handle.blockJobAbort(parameters.device, 0)
+        except libvirt.libvirtError:
+            if job_of(call.subject.handle, parameters.device):
+                raise
+        cancelled = call.deadline.cancelled.is_set()
+        why = "cancelled by the caller" if cancelled else f"not done within {parameters.within_s:g} s"
+        return TimedOutError(
+            f"{self.verb} of {parameters.device} was stopped before its end ({why}); the guest goes on with its disk as"
+            " it was",
+            next_step="ask again, with more time or bandwidth",
+        )
 
-class BlockCommit(_RunsJob[BlockJobParameters]):
+    def _ended_early(self, parameters: Any, end: JobEnd) -> ControlError:
+        kept = "the guest goes on with its disk as it was"
+        if end.word == "failed":
+            return ControlError(
+                f"{self.verb} of {parameters.device} failed in QEMU; {kept}",
+                next_step="look for room and errors where its images lie, and in the guest's log of QEMU",
+            )
+        return RefusedError(
+            f"{self.verb} of {parameters.device} was stopped by somebody else before its end; {kept}",
+            next_step="'control audit' tells what virtgauge was asked; ask again when it may go on",
+        )
+
+    def verify(self, call: Call, parameters: Any) -> None:
+        chain, before = chain_of(call.subject.handle, parameters.device), call.details["chain_before"]
+        assert isinstance(before, list)
+        goal = self.goal([str(file) for file in before], parameters.base)
+        if chain != goal:
+            raise ControlError(f"{parameters.device} is {' on '.join(chain)} after it", next_step="see libvirtd's log")
+        call.details["unused_files"] = [file for file in before if file not in goal]
+
+
+class BlockCommit(_RunsJob[BlockCommitParameters]):
     verb = "block-commit"
     summary = "Writes a disk's overlays into its base image and goes on with that, while the guest runs."
-    parameters = BlockJobParameters
+    parameters = BlockCommitParameters
     job_types = ("active commit",)
 
-    def plan(self, call: Call, parameters: BlockJobParameters) -> Plan:
+    def goal(self, chain: list[str], base: str | None) -> list[str]:
+        return chain[chain.index(base) :] if base is not None else chain[-1:]
+
+    def check(self, call: Call, parameters: BlockCommitParameters) -> None:
+        super().check(call, parameters)
         chain = chain_of(call.subject.handle, parameters.device)
-        short = len(chain) < 2
+        base = self.goal(chain, parameters.base)[0]
+        # What stands on the base itself would see other data; what stands on the overlays loses what is under them.
+        for file in chain[1 : chain.index(base) + 1]:
+            users = users_of(call.session.connection, file, running=False, besides=call.subject.uuid)
+            if users:
+                raise RefusedError(
+                    f"{file} is in use by {', '.join(users)}, whose disk would be destroyed",
+                    next_step="commit into an image above it (--base), or pull it up with 'domain block-pull'",
+                )
+
+    def plan(self, call: Call, parameters: BlockCommitParameters) -> Plan:
+        chain = chain_of(call.subject.handle, parameters.device)
+        base = self.goal(chain, parameters.base)[0]
+        short = chain[0] == base
+        above = chain[: chain.index(base)]
         return Plan(
             state=self.state(call, parameters),
-            steps=[f"write {', '.join(chain[:-1])} into {chain[-1]}", f"go on with {chain[-1]}"] if not short else [],
-            lost=[f"the state that {chain[-1]} has kept: snapshots with it as their image"] if not short else [],
+            steps=[f"write {', '.join(above)} into {base}", f"go on with {base}"] if not short else [],
+            lost=[f"the state that {base} has kept: snapshots with it as their image"] if not short else [],
             nothing_to_do=short,
         )
 
-    def start(self, call: Call, parameters: BlockJobParameters) -> None:
-        handle = call.subject.handle
-        base = _base_index(_disk(handle, call.subject.name, parameters.device), parameters.device)
+    def start(self, call: Call, parameters: BlockCommitParameters) -> None:
+        handle, device = call.subject.handle, parameters.device
+        base = self.goal(chain_of(handle, device), parameters.base)[0]
+        index = base_index(disk_element(handle, call.subject.name, device), device, base)
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
-        handle.blockCommit(parameters.device, base, None, parameters.bandwidth_bytes_sec or 0, flags)
+        handle.blockCommit(device, index, None, parameters.bandwidth_bytes_sec or 0, flags)
 
     def ready(self, job: dict[str, JsonValue]) -> bool:
         return job["ready"] is True
 
-    def finish(self, call: Call, parameters: BlockJobParameters) -> None:
+    def finish(self, call: Call, parameters: BlockCommitParameters) -> None:
         handle, device = call.subject.handle, parameters.device
 
         def pivoted() -> bool:
@@ -178,103 +257,56 @@ class BlockCommit(_RunsJob[BlockJobParameters]):
         if not call.deadline.within(30).wait_for(pivoted):
             raise TimedOutError("QEMU does not become ready to change over", next_step="ask again, or block-abort")
 
-    def verify(self, call: Call, parameters: BlockJobParameters) -> None:
-        chain, before = chain_of(call.subject.handle, parameters.device), call.details["chain_before"]
-        assert isinstance(before, list)
-        if chain != before[-1:]:
-            raise ControlError(f"{parameters.device} is {' on '.join(chain)} after it", next_step="see libvirtd's log")
-        call.details["unused_files"] = before[:-1]
 
-
-class BlockPull(_RunsJob[BlockJobParameters]):
+class BlockPull(_RunsJob[BlockPullParameters]):
     verb = "block-pull"
     summary = "Copies what a disk's overlay lacks from its base images, so that it stands alone."
-    parameters = BlockJobParameters
+    parameters = BlockPullParameters
     job_types = ("pull",)
 
-    def plan(self, call: Call, parameters: BlockJobParameters) -> Plan:
+    def goal(self, chain: list[str], base: str | None) -> list[str]:
+        return [*chain[:1], *(chain[chain.index(base) :] if base is not None else ())]
+
+    def plan(self, call: Call, parameters: BlockPullParameters) -> Plan:
         chain = chain_of(call.subject.handle, parameters.device)
-        steps = [f"copy what {chain[0]} lacks from {', '.join(chain[1:])}"]
-        return Plan(state=self.state(call, parameters), steps=steps, nothing_to_do=len(chain) < 2)
+        goal = self.goal(chain, parameters.base)
+        steps = [f"copy what {chain[0]} lacks from {', '.join(file for file in chain if file not in goal)}"]
+        return Plan(state=self.state(call, parameters), steps=steps, nothing_to_do=goal == chain)
 
-    def start(self, call: Call, parameters: BlockJobParameters) -> None:
-        flags = libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES
-        call.subject.handle.blockPull(parameters.device, parameters.bandwidth_bytes_sec or 0, flags)
-
-    def verify(self, call: Call, parameters: BlockJobParameters) -> None:
-        chain, before = chain_of(call.subject.handle, parameters.device), call.details["chain_before"]
-        assert isinstance(before, list)
-        if chain != before[:1]:
-            raise ControlError(f"{parameters.device} is {' on '.join(chain)} after it", next_step="see libvirtd's log")
-        call.details["unused_files"] = before[1:]
+    def start(self, call: Call, parameters: BlockPullParameters) -> None:
+        handle, device, bandwidth = call.subject.handle, parameters.device, parameters.bandwidth_bytes_sec or 0
+        if parameters.base is None:
+            handle.blockPull(device, bandwidth, libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)
+            return
+        index = base_index(disk_element(handle, call.subject.name, device), device, parameters.base)
+        handle.blockRebase(device, index, bandwidth, libvirt.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES)
 
 
 class BlockAbort(_OnDisk[DiskParameters]):
+    """Does not take the guest's own lock, which the commit or pull holds that it is to stop."""
+
     verb = "block-abort"
     summary = "Stops the block job on a guest's disk; the guest goes on with the disk as it was."
     parameters = DiskParameters
+
+    def find(self, session: Session, reference: str | None, parameters: DiskParameters) -> Subject:
+        subject = find_domain(session, reference or "")
+        return dataclasses.replace(subject, key=f"block-abort-{subject.uuid}")
 
     def plan(self, call: Call, parameters: DiskParameters) -> Plan:
         job = job_of(call.subject.handle, parameters.device)
         return Plan(state=self.state(call, parameters), steps=["stop it"], nothing_to_do=not job)
 
     def act(self, call: Call, parameters: DiskParameters) -> None:
-        call.subject.handle.blockJobAbort(parameters.device, 0)
+        try:
+            call.subject.handle.blockJobAbort(parameters.device, 0)
+        except libvirt.libvirtError:  # it ended by itself meanwhile
+            if job_of(call.subject.handle, parameters.device):
+                raise
 
     def verify(self, call: Call, parameters: DiskParameters) -> None:
         if not call.deadline.within(20).wait_for(lambda: not job_of(call.subject.handle, parameters.device)):
             raise TimedOutError(f"the job on {parameters.device} still runs", next_step="ask again")
-
-
-def job_of(handle: Any, device: str) -> dict[str, JsonValue]:
-    """type, percent, ready (all is copied), bandwidth; {} where no job runs on the disk."""
-    try:
-        info = handle.blockJobInfo(device, libvirt.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
-    except libvirt.libvirtError:
-        info = None
-    if not info:
-        return {}
-    done, end = int(info["cur"]), int(info["end"])
-    return {
-        "type": _NAMES.get(info["type"], str(info["type"])),
-        "percent": round(100 * done / end, 1) if end else 0.0,
-        # libvirt tells cur 0 of 1 until a job has begun, and cur == end first when QEMU says it is ready.
-        "ready": end > 1 and done == end,
-        "bandwidth_bytes_sec": int(info.get("bandwidth") or 0),
-    }
-
-
-def chain_of(handle: Any, device: str) -> list[str]:
-    """The files of a running guest's disk, the one it writes to first."""
-    try:
-        disks = device_root(handle, "live").findall("devices/disk")
-    except libvirt.libvirtError:
-        return []
-    disk = next((found for found in disks if disk_shown(found)[0] == device), None)
-    files = []
-    layer: Element | None = disk
-    while layer is not None:
-        source = layer.find("source")
-        if source is not None:
-            files.append(source.get("file") or source.get("dev") or source.get("name") or "?")
-        layer = layer.find("backingStore")
-    return files
-
-
-def _base_index(disk: Element, device: str) -> str:
-    """The lowest image as libvirt addresses it, `vda[2]`: no path goes back to it."""
-    index, layer = "", disk.find("backingStore")
-    while layer is not None:
-        index = layer.get("index") or index
-        layer = layer.find("backingStore")
-    return f"{device}[{index}]"
-
-
-def _disk(handle: Any, name: str, device: str) -> Element:
-    disks = {disk_shown(disk)[0]: disk for disk in device_root(handle, "live").iterfind("devices/disk")}
-    if device not in disks:
-        raise NotFoundError(f"domain {name} has no disk {device!r}", next_step=f"it has: {', '.join(disks) or 'none'}")
-    return disks[device]
 
 
 OPERATIONS: tuple[Operation[Any], ...] = (ListBlockJobs(), BlockCommit(), BlockPull(), BlockAbort())

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 import libvirt
 from pydantic import Field
 
-from exporter.control.domain import DomainOperation, domain_state
-from exporter.control.errors import ControlError, RefusedError
+from exporter.control.device_change import FLAGS, DeviceChange, DeviceParameters, Side, Step, Values, device_root
+from exporter.control.errors import RefusedError
 from exporter.control.guest_fields import HostPath, Word
-from exporter.control.operation import Call, Operation, P, Parameters, Plan, State
+from exporter.control.hotplug_disk import disk_shown
+from exporter.control.operation import Call, Operation
 
 
-class EjectParameters(Parameters):
+class EjectParameters(DeviceParameters):
     drive: Word | None = Field(default=None, description="Its target, like sda; needed where there are several.")
     force: bool = Field(default=False, description="Although the guest has locked the drive.")
 
@@ -24,41 +25,52 @@ class InsertParameters(EjectParameters):
     iso: HostPath = Field(description="An ISO image in an image folder.")
 
 
-class _ChangesMedium(DomainOperation[P]):
-    area = "provisioning"
+D = TypeVar("D", bound=EjectParameters)
 
-    def wanted(self, call: Call, parameters: P) -> str:
+
+class _ChangesMedium(DeviceChange[D]):
+    """Values: `drive`, its target, and `iso`, the path of what is in it; '' for nothing."""
+
+    area = "hotplug"
+
+    def medium(self, call: Call, parameters: D) -> str:
         """The path of what is to be in the drive, '' for nothing."""
         raise NotImplementedError
 
-    def state(self, call: Call, parameters: P) -> State:
-        drive = _drive(call, parameters)
-        return {**domain_state(call.subject.handle), "drive": _target(drive), "iso": _medium(drive)}
+    def now(self, handle: Any, side: Side, parameters: D) -> Values:
+        drive = _drive(handle, side, parameters)
+        return {"drive": disk_shown(drive)[0], "iso": _medium(drive)}
 
-    def check(self, call: Call, parameters: P) -> None:
-        self.wanted(call, parameters)
-        _drive(call, parameters)
+    def wanted(self, call: Call, side: Side, parameters: D) -> Values:
+        now = self.now(call.subject.handle, side, parameters)
+        return {"drive": now["drive"], "iso": self.medium(call, parameters)}
 
-    def plan(self, call: Call, parameters: P) -> Plan:
-        drive, iso = _drive(call, parameters), self.wanted(call, parameters)
-        step = f"put {iso} into {_target(drive)}" if iso else f"eject what is in {_target(drive)}"
-        return Plan(state=self.state(call, parameters), steps=[step], nothing_to_do=_medium(drive) == iso)
-
-    def act(self, call: Call, parameters: P) -> None:
-        handle, drive = call.subject.handle, _drive(call, parameters)
+    def apply(self, call: Call, side: Side, wanted: Values, parameters: D) -> None:
+        drive = _drive(call.subject.handle, side, parameters)
         for child in drive.findall("source") + drive.findall("backingStore"):
             drive.remove(child)
-        iso = self.wanted(call, parameters)
-        if iso:
-            SubElement(drive, "source", file=iso)
-        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if handle.isActive() else 0
-        flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG if handle.isPersistent() else 0
-        flags |= libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE if parameters.force else 0  # type: ignore[attr-defined]
-        handle.updateDeviceFlags(ElementTree.tostring(drive, encoding="unicode"), flags)
+        if wanted["iso"]:
+            drive.set("type", "file")
+            SubElement(drive, "source", file=str(wanted["iso"]))
+        force = libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE
+        flags = FLAGS[side] | (force if parameters.force and side == "live" else 0)
+        try:
+            call.subject.handle.updateDeviceFlags(ElementTree.tostring(drive, encoding="unicode"), flags)
+        except libvirt.libvirtError as error:
+            if "locked" not in (error.get_error_message() or ""):
+                raise
+            raise RefusedError(
+                f"the guest in domain {call.subject.name} has locked its drive {wanted['drive']}",
+                next_step="unmount it in the guest, or give --force, which the guest takes for a fault of the disc",
+                libvirt_code=error.get_error_code(),
+                libvirt_message=error.get_error_message(),
+            ) from error
 
-    def verify(self, call: Call, parameters: P) -> None:
-        if _medium(_drive(call, parameters)) != self.wanted(call, parameters):
-            raise ControlError("libvirt reported success, but the drive is as it was", next_step="see libvirtd's log")
+    def reverse(self, call: Call, side: Side, parameters: D) -> list[Step]:
+        now = self.now(call.subject.handle, side, parameters)
+        if now["iso"]:
+            return [("domain.cdrom-insert", now)]
+        return [("domain.cdrom-eject", {"drive": now["drive"]})]
 
 
 class Insert(_ChangesMedium[InsertParameters]):
@@ -66,7 +78,7 @@ class Insert(_ChangesMedium[InsertParameters]):
     summary = "Puts an ISO image into the guest's CD-ROM drive."
     parameters = InsertParameters
 
-    def wanted(self, call: Call, parameters: InsertParameters) -> str:
+    def medium(self, call: Call, parameters: InsertParameters) -> str:
         return str(call.folders.image(parameters.iso, "the ISO"))
 
 
@@ -75,33 +87,26 @@ class Eject(_ChangesMedium[EjectParameters]):
     summary = "Empties the guest's CD-ROM drive."
     parameters = EjectParameters
 
-    def wanted(self, call: Call, parameters: EjectParameters) -> str:
+    def medium(self, call: Call, parameters: EjectParameters) -> str:
         return ""
 
 
-def _drive(call: Call, parameters: Any) -> Element:
-    root = ElementTree.fromstring(call.subject.handle.XMLDesc(0))
-    drives = [disk for disk in root.iterfind("devices/disk") if disk.get("device") == "cdrom"]
-    there = ", ".join(map(_target, drives))
+def _drive(handle: Any, side: Side, parameters: EjectParameters) -> Element:
+    drives = [disk for disk in device_root(handle, side).iterfind("devices/disk") if disk.get("device") == "cdrom"]
+    there = ", ".join(disk_shown(drive)[0] for drive in drives)
     if parameters.drive is not None:
-        drives = [drive for drive in drives if _target(drive) == parameters.drive]
+        drives = [drive for drive in drives if disk_shown(drive)[0] == parameters.drive]
     if not drives:
-        raise RefusedError(
-            f"domain {call.subject.name} has no such CD-ROM drive", next_step=f"it has: {there or 'none'}"
-        )
+        raise RefusedError(f"domain {handle.name()} has no such CD-ROM drive", next_step=f"it has: {there or 'none'}")
     if len(drives) > 1:
-        raise RefusedError(f"domain {call.subject.name} has several CD-ROM drives", next_step=f"choose one of {there}")
+        raise RefusedError(
+            f"domain {handle.name()} has several CD-ROM drives", next_step=f"choose one with --drive: {there}"
+        )
     return drives[0]
 
 
-def _target(drive: Element) -> str:
-    target = drive.find("target")
-    return (target.get("dev") or "") if target is not None else ""
-
-
 def _medium(drive: Element) -> str:
-    source = drive.find("source")
-    return (source.get("file") or "") if source is not None else ""
+    return str(disk_shown(drive)[1].get("file") or "")
 
 
 OPERATIONS: tuple[Operation[Any], ...] = (Insert(), Eject())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -15,6 +14,7 @@ from exporter.control.device_removal import remove_live
 from exporter.control.errors import RefusedError
 from exporter.control.guest_fields import GuestDisk, Word
 from exporter.control.guest_xml import TARGET_PREFIXES, disk_element
+from exporter.control.image_users import users_of
 from exporter.control.operation import Call, Operation, Plan
 
 _MOST_TARGETS = 26
@@ -60,12 +60,12 @@ class AttachDisk(DeviceChange[AttachDiskParameters]):
                 next_step="choose bus virtio or scsi, or apply to persistent",
             )
         path = str(call.folders.image(parameters.file, "the disk"))
-        for other in call.session.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-            if other.UUIDString() != call.subject.uuid and not parameters.read_only and path in _files(other):
-                raise RefusedError(
-                    f"{path} is in use by domain {other.name()}",
-                    next_step="two guests that write to one disk destroy it; detach it there first",
-                )
+        used = users_of(call.session.connection, path, running=True, besides=call.subject.uuid)
+        if used and not parameters.read_only:
+            raise RefusedError(
+                f"{path} is in use by {', '.join(used)}",
+                next_step="two guests that write to one disk destroy it; detach it there first",
+            )
 
     def apply(self, call: Call, side: Side, wanted: Values, parameters: AttachDiskParameters) -> None:
         try:
@@ -196,14 +196,6 @@ def _free_target(handle: Any, bus: str, element: Element) -> str:
         if name not in taken:
             return name
     raise RefusedError(f"all {_MOST_TARGETS} targets of bus {bus} are taken", next_step="choose another bus")
-
-
-def _files(handle: Any) -> set[str]:
-    try:
-        disks = device_root(handle, "live").iterfind("devices/disk")
-    except libvirt.libvirtError:  # it stopped meanwhile
-        return set()
-    return {str(Path(str(file)).resolve()) for disk in disks if (file := disk_shown(disk)[1].get("file"))}
 
 
 OPERATIONS: tuple[Operation[Any], ...] = (AttachDisk(), DetachDisk())

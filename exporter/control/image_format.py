@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from exporter.control.errors import InvalidError
@@ -10,6 +11,7 @@ from exporter.control.errors import InvalidError
 # features that a reader must know, of which bit 2 says that the data lie in another file.
 _MAGIC = b"QFI\xfb"
 _EXTERNAL_DATA = 1 << 2
+_LONGEST_NAME = 1023
 
 
 def require_plain(path: Path, form: str) -> None:
@@ -36,3 +38,21 @@ def require_plain(path: Path, form: str) -> None:
         raise InvalidError(
             f"{path} keeps its data in another file", next_step="make it stand alone: qemu-img convert -O qcow2"
         )
+
+
+def backing_file(path: Path) -> str | None:
+    """The file below a qcow2 image, as its header names it; None where it names none, or is no qcow2 image.
+
+    A name relative to the image is made absolute. Raises OSError.
+    """
+    with path.open("rb") as image:
+        header = image.read(20)
+        offset, length = int.from_bytes(header[8:16], "big"), int.from_bytes(header[16:20], "big")
+        if header[:4] != _MAGIC or not offset or not 0 < length <= _LONGEST_NAME:
+            return None
+        image.seek(offset)
+        name = os.fsdecode(image.read(length)).removeprefix("file:")
+    # A protocol's name (nbd:..., json:{...}) is none of this host's files.
+    if "\0" in name or (":" in name and not name.startswith(("/", "."))):
+        return None
+    return str(path.parent / name)

@@ -7,6 +7,7 @@ from typing import Any
 from exporter.control import (
     balloon,
     block_jobs,
+    cdrom,
     definition,
     device_limits,
     hotplug_disk,
@@ -38,6 +39,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     *hotplug_disk.OPERATIONS,
     *hotplug_interface.OPERATIONS,
     *hotplug_size.OPERATIONS,
+    *cdrom.OPERATIONS,
     *block_jobs.OPERATIONS,
     *snapshots.OPERATIONS,
     *networks.OPERATIONS,

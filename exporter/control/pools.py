@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +27,7 @@ from exporter.control.host_objects import (
     UndefineOperation,
     XmlOperation,
 )
+from exporter.control.image_users import users_of
 from exporter.control.operation import Call, NoParameters, Operation, P, Parameters, Plan, Role, State, Subject
 
 POOL = Kind(
@@ -233,7 +233,7 @@ class ResizeVolume(_OfVolume[ResizeVolumeParameters]):
                 f"{allocated} bytes of volume {call.subject.name} are written, and libvirt cuts none of them off",
                 next_step="ask for at least that; copy the image with qemu-img otherwise",
             )
-        used = users_of(call, call.subject.handle.path(), running=True)
+        used = users_of(call.session.connection, call.subject.handle.path(), running=True)
         if used and parameters.capacity_bytes != now:
             raise RefusedError(
                 f"volume {call.subject.name} is in use by the running {', '.join(used)}", next_step="stop it first"
@@ -263,7 +263,7 @@ class DeleteVolume(_OfVolume[VolumeParameters]):
     destructive = True
 
     def check(self, call: Call, parameters: VolumeParameters) -> None:
-        used = users_of(call, call.subject.handle.path(), running=False)
+        used = users_of(call.session.connection, call.subject.handle.path(), running=False)
         if used:
             raise RefusedError(
                 f"volume {call.subject.name} is a disk of {', '.join(used)}", next_step="detach or undefine that first"
@@ -295,21 +295,6 @@ def volume_state(volume: Any) -> State:
         "capacity_bytes": capacity, "allocation_bytes": allocation,
     }  # fmt: skip
     return {name: value for name, value in shown.items() if value is not None}
-
-
-def users_of(call: Call, path: str, running: bool) -> list[str]:
-    """The domains with that file in a disk's chain: the running ones, or all that are defined."""
-    flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE if running else 0
-    wanted, found = os.path.realpath(path), []
-    for domain in call.session.connection.listAllDomains(flags):
-        text = [domain.XMLDesc(0)]
-        if not running and domain.isPersistent():
-            text.append(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-        sources = (source for xml in text for source in ElementTree.fromstring(xml).iterfind("devices/disk//source"))
-        if any(os.path.realpath(file) == wanted for source in sources
-               if (file := source.get("file") or source.get("dev"))):  # fmt: skip
-            found.append(f"domain {domain.name()}")
-    return sorted(found)
 
 
 def require_active(pool: Any) -> None:

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import libvirt
 from pydantic import Field, JsonValue
 
-from exporter.control import cdrom
 from exporter.control.boot_sources import require_boot_network, require_bootable_iso, require_efi, require_kernel
 from exporter.control.connection import Session
 from exporter.control.definition import DefinesDomain
@@ -196,4 +195,4 @@ def _removed(domain: Any) -> None:
     domain.undefine()
 
 
-OPERATIONS: tuple[Operation[Any], ...] = (Provision(), *cdrom.OPERATIONS)
+OPERATIONS: tuple[Operation[Any], ...] = (Provision(),)

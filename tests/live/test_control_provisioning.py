@@ -72,14 +72,28 @@ def test_an_iso_is_booted_changed_and_ejected(operator: Operator, images: Path, 
         operator("domain.cdrom-eject", name)
     drives = {"drive": "hda"}
     inserted = operator("domain.cdrom-insert", name, iso=f"{images}/other.iso", **drives)
-    assert (inserted.before["iso"], inserted.after["iso"]) == (f"{images}/boot.iso", f"{images}/other.iso")
+    for side in ("live", "persistent"):
+        assert inserted.before[side] == {"drive": "hda", "iso": f"{images}/boot.iso"}
+        assert inserted.after[side] == {"drive": "hda", "iso": f"{images}/other.iso"}
     assert not operator("domain.cdrom-insert", name, iso=f"{images}/other.iso", **drives).changed
-    assert operator("domain.cdrom-eject", name, **drives).after["iso"] == ""
+    # The running guest only, then back by what the answer says; the configuration keeps what it has.
+    ejected = operator("domain.cdrom-eject", name, **drives, apply_to="live")
+    assert ejected.after["live"]["iso"] == ""
+    assert operator.dry("domain.cdrom-eject", name, **drives).plan.state["persistent"] == inserted.after["persistent"]
+    for step in ejected.details["reverse"]:
+        operator(step["operation"], name, **step["parameters"])
+    assert operator.dry("domain.cdrom-eject", name, **drives).plan.state["live"] == inserted.after["live"]
+    assert operator("domain.cdrom-eject", name, **drives).after["persistent"]["iso"] == ""
     assert not operator("domain.cdrom-eject", name, **drives).changed
     with pytest.raises(InvalidError, match="outside"):
         operator("domain.cdrom-insert", name, iso="/etc/shadow", **drives)
     operator("domain.destroy", name)
-    assert operator("domain.cdrom-insert", name, iso=f"{images}/boot.iso", **drives).changed
+    with pytest.raises(RefusedError, match="is not running"):
+        operator("domain.cdrom-insert", name, iso=f"{images}/boot.iso", **drives, apply_to="live")
+    again = operator("domain.cdrom-insert", name, iso=f"{images}/boot.iso", **drives)
+    assert again.details["reverse"] == [
+        {"operation": "domain.cdrom-eject", "parameters": {**drives, "apply_to": "persistent"}}
+    ]
 
 
 def test_a_kernel_is_booted_directly_and_its_agent_seen(operator: Operator, image: GuestImage, name: str) -> None:

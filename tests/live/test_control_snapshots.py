@@ -8,6 +8,8 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from exporter.demonstration.programs import run_program
 from tests.live.conftest import StartExporter
 from tests.live.operating import OPERATIONS, Operator, eventually
 from tests.live.scraping import Scraper
-from tests.live.sector_guests import WRITTEN_FROM, WRITTEN_TO, SectorGuest, define, writing
+from tests.live.sector_guests import WRITTEN_FROM, WRITTEN_TO, SectorGuest, define, saying, writing
 
 GUEST = "writer"
 UNWRITTEN_FROM = 4 << 20
@@ -90,7 +92,25 @@ def chain(operator: Operator) -> list[str]:
     return list(row["chain"])
 
 
-def test_a_commit_while_it_writes(operator: Operator, writer: SectorGuest) -> None:
+@contextmanager
+def sharing(operator: Operator, hypervisor: PrivateHypervisor, image: str) -> Iterator[None]:
+    """A defined guest whose image stands on `image`, as its header says."""
+    overlay = hypervisor.folder / "images" / "sharer.qcow2"
+    run_program(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, str(overlay)])
+    define(hypervisor, "sharer", saying("UP"))
+    raw = str(hypervisor.folder / "images" / "sharer.raw")
+    file = hypervisor.folder / "definitions" / "sharer.xml"
+    xml = hypervisor.virsh("dumpxml", "sharer").replace("type='raw'", "type='qcow2'").replace(raw, str(overlay))
+    file.write_text(xml)
+    hypervisor.virsh("define", str(file))
+    try:
+        yield
+    finally:
+        operator("domain.undefine", "sharer")
+        overlay.unlink()
+
+
+def test_a_commit_while_it_writes(operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest) -> None:
     made = operator("snapshot.create", GUEST, name="one", description="before <it> & \"all\"")
     assert len(chain(operator)) == 2
     assert str(made.details["files"]["hda"]) == chain(operator)[0]
@@ -103,12 +123,22 @@ def test_a_commit_while_it_writes(operator: Operator, writer: SectorGuest) -> No
     with pytest.raises(TimedOutError, match="was stopped before its end"):
         operator("domain.block-commit", GUEST, device="hda", bandwidth_bytes_sec=65536, within_s=1)
     assert len(chain(operator)) == 3
+    # Only the newest overlay, into the one below it: the lowest image stays as it is.
+    three = chain(operator)
+    with pytest.raises(NotFoundError, match=f"no image '/nowhere' below the one it.*{three[0]} on {three[1]}"):
+        operator("domain.block-commit", GUEST, device="hda", base="/nowhere")
+    partly = operator("domain.block-commit", GUEST, device="hda", base=three[1])
+    assert (chain(operator), partly.details["unused_files"]) == (three[1:], three[:1])
+    # Another guest that does not even run has an image of its own on top of the lowest: to write there destroys it.
+    cause = f"{three[2]} is in use by domain sharer, whose disk would be destroyed"
+    with sharing(operator, hypervisor, three[2]), pytest.raises(RefusedError, match=cause):
+        operator("domain.block-commit", GUEST, device="hda")
     before = passes(writer)
     steps: list[object] = []
     result = operator.run("domain.block-commit", GUEST, {"device": "hda"},
                           Request(Actor("t", "test"), confirmed=GUEST, progress=steps.append))  # fmt: skip
     assert result.details["chain_before"][-1:] == chain(operator) == result.after["chain"]
-    assert len(result.details["unused_files"]) == 2
+    assert result.details["unused_files"] == three[1:2]
     assert steps
     eventually(lambda: passes(writer) > before, "a pass after the commit")
     assert not operator("domain.block-commit", GUEST, device="hda").changed
@@ -117,11 +147,33 @@ def test_a_commit_while_it_writes(operator: Operator, writer: SectorGuest) -> No
 
 def test_a_pull_while_it_writes(operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest) -> None:
     operator("snapshot.create", GUEST, name="one")
+    operator("snapshot.create", GUEST, name="two")
+    three = chain(operator)
+    partly = operator("domain.block-pull", GUEST, device="hda", base=three[2])
+    assert (chain(operator), partly.details["unused_files"]) == ([three[0], three[2]], [three[1]])
+    assert not operator("domain.block-pull", GUEST, device="hda", base=three[2]).changed
     assert operator.dry("domain.block-pull", GUEST, device="hda").plan.steps
     result = operator("domain.block-pull", GUEST, device="hda")
     assert result.after["chain"] == result.details["chain_before"][:1]
     Path(str(result.details["unused_files"][0])).unlink()
     verified(operator, writer, str(result.after["chain"][0]))
+
+
+@pytest.mark.parametrize("verb", ["block-commit", "block-pull"])
+def test_stopped_from_elsewhere(operator: Operator, writer: SectorGuest, verb: str) -> None:
+    """While one process waits for the job, another stops it: that one is told, and the disk is as it was."""
+    operator("snapshot.create", GUEST, name="one")
+    two = chain(operator)
+    with ThreadPoolExecutor(1) as other:
+        job = other.submit(operator, f"domain.{verb}", GUEST, device="hda", bandwidth_bytes_sec=65536)
+        eventually(lambda: operator("domain.block-jobs", GUEST).details["rows"][0].get("type"), "the job")
+        with pytest.raises(ControlError, match=f"busy with domain.{verb}"):
+            operator("domain.suspend", GUEST)
+        assert operator("domain.block-abort", GUEST, device="hda").changed
+        with pytest.raises(RefusedError, match=r"was stopped by somebody else before its end; the guest goes on"):
+            job.result(60)
+    assert chain(operator) == two
+    verified(operator, writer, two[0])
 
 
 def test_an_internal_snapshot_and_back(operator: Operator, writer: SectorGuest) -> None:

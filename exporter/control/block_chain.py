@@ -1,0 +1,115 @@
+"""A running guest's disk as a chain of images, the job on it, and how that job ends."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import libvirt
+from pydantic import JsonValue
+
+from exporter.control.device_change import device_root
+from exporter.control.errors import NotFoundError
+from exporter.control.hotplug_disk import disk_shown
+
+_NAMES = {
+    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL: "pull",
+    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COPY: "copy",
+    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT: "commit",
+    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT: "active commit",
+    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_BACKUP: "backup",
+}
+
+
+def job_of(handle: Any, device: str) -> dict[str, JsonValue]:
+    """type, percent, ready (all is copied), bandwidth; {} where no job runs on the disk."""
+    try:
+        info = handle.blockJobInfo(device, libvirt.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
+    except libvirt.libvirtError:
+        info = None
+    if not info:
+        return {}
+    done, end = int(info["cur"]), int(info["end"])
+    return {
+        "type": _NAMES.get(info["type"], str(info["type"])),
+        "percent": round(100 * done / end, 1) if end else 0.0,
+        # libvirt tells cur 0 of 1 until a job has begun, and cur == end first when QEMU says it is ready.
+        "ready": end > 1 and done == end,
+        "bandwidth_bytes_sec": int(info.get("bandwidth") or 0),
+    }
+
+
+def chain_of(handle: Any, device: str) -> list[str]:
+    """The files of a running guest's disk, the one it writes to first."""
+    try:
+        disks = device_root(handle, "live").findall("devices/disk")
+    except libvirt.libvirtError:
+        return []
+    disk = next((found for found in disks if disk_shown(found)[0] == device), None)
+    return [] if disk is None else [file for file, _ in _layers(disk)]
+
+
+def base_index(disk: Element, device: str, file: str) -> str:
+    """An image of the chain as libvirt addresses it, `vda[2]`: no path goes back to it."""
+    return next(f"{device}[{index}]" for named, index in _layers(disk) if named == file)
+
+
+def disk_element(handle: Any, name: str, device: str) -> Element:
+    """The running guest's `<disk>` of that target. Raises NotFoundError with those there are."""
+    disks = {disk_shown(disk)[0]: disk for disk in device_root(handle, "live").iterfind("devices/disk")}
+    if device not in disks:
+        raise NotFoundError(f"domain {name} has no disk {device!r}", next_step=f"it has: {', '.join(disks) or 'none'}")
+    return disks[device]
+
+
+def _layers(disk: Element) -> Iterator[tuple[str, str]]:
+    """Each image's file and libvirt's number of it, the one that is written to first."""
+    layer: Element | None = disk
+    while layer is not None:
+        source = layer.find("source")
+        if source is not None:
+            file = source.get("file") or source.get("dev") or source.get("name") or "?"
+            yield file, layer.get("index") or source.get("index") or ""
+        layer = layer.find("backingStore")
+
+
+class JobEnd:
+    """libvirt's word of how a disk's job went. Filled by its event thread."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._lock = threading.Lock()
+        self._status: int | None = None
+
+    @property
+    def word(self) -> str:
+        """`failed`, `canceled`, `completed`, `ready`; empty where nothing was told."""
+        with self._lock:
+            names = {
+                libvirt.VIR_DOMAIN_BLOCK_JOB_COMPLETED: "completed", libvirt.VIR_DOMAIN_BLOCK_JOB_FAILED: "failed",
+                libvirt.VIR_DOMAIN_BLOCK_JOB_CANCELED: "canceled", libvirt.VIR_DOMAIN_BLOCK_JOB_READY: "ready",
+            }  # fmt: skip
+            return names.get(self._status, "") if self._status is not None else ""
+
+    def on_event(self, _connection: object, _domain: object, device: str, _type: int, status: int, _: object) -> None:
+        if device == self._device:
+            with self._lock:
+                self._status = status
+
+
+@contextlib.contextmanager
+def watch_job(handle: Any, device: str) -> Iterator[JobEnd]:
+    """The job's events while it is open; stays empty where the driver has none."""
+    told, connection, number = JobEnd(device), handle.connect(), None
+    with contextlib.suppress(libvirt.libvirtError):
+        event = libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2
+        number = connection.domainEventRegisterAny(handle, event, told.on_event, None)
+    try:
+        yield told
+    finally:
+        if number is not None:
+            with contextlib.suppress(libvirt.libvirtError):  # the connection died meanwhile
+                connection.domainEventDeregisterAny(number)

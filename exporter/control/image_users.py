@@ -1,0 +1,71 @@
+"""Which domains use an image: named by a disk, or below one that is, as the chain of a running guest or the headers of
+qcow2 images tell. Changes nothing; any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import libvirt
+
+from exporter.control.image_format import backing_file
+from exporter.control.interface_change import is_remote
+
+_LONGEST_CHAIN = 64
+
+
+def users_of(connection: Any, path: str, *, running: bool, besides: str | None = None) -> list[str]:
+    """`domain NAME` for each with that file in a disk's chain: the running ones, or all that are defined.
+
+    `besides` is the UUID of one that is left out.
+    """
+    wanted, local = os.path.realpath(path), not is_remote(connection.getURI())
+    flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE if running else 0
+    found = []
+    for domain in connection.listAllDomains(flags):
+        if domain.UUIDString() == besides:
+            continue
+        disks = (disk for xml in _texts(domain, running) for disk in ElementTree.fromstring(xml).iterfind(".//disk"))
+        if any(os.path.realpath(file) == wanted for disk in disks for file in _chain(disk, local)):
+            found.append(f"domain {domain.name()}")
+    return sorted(found)
+
+
+def _texts(domain: Any, running: bool) -> Iterator[str]:
+    try:
+        yield domain.XMLDesc(0)
+        if not running and domain.isPersistent():
+            yield domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    except libvirt.libvirtError as error:  # it has ended meanwhile
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+
+
+def _chain(disk: Element, local: bool) -> Iterator[str]:
+    """The files of a disk: those that its XML names (a running guest's has the whole chain), else the headers."""
+    named = [file for source in disk.iterfind(".//source") if (file := source.get("file") or source.get("dev"))]
+    yield from named
+    driver = disk.find("driver")
+    if not local or len(named) != 1 or driver is None or driver.get("type") != "qcow2":
+        return
+    below = _below(named[0])
+    for _ in range(_LONGEST_CHAIN):
+        if below is None:
+            return
+        yield below
+        below = _below(below)
+
+
+def _below(file: str) -> str | None:
+    path = Path(os.path.realpath(file))
+    try:
+        mode = path.stat().st_mode
+        return backing_file(path) if stat.S_ISREG(mode) or stat.S_ISBLK(mode) else None
+    except OSError:
+        return None
