@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from . import bandwidth, dirtyrate, iothread, kvm, perf
 from .backing import BACKING, BackingSource
 from .block import BLOCK
+from .configuration import CONFIGURATION
 from .domain import DOMAIN
 from .domain_groups import groups_source
 from .event_counts import EVENTS
@@ -27,7 +28,8 @@ from .virtual_networks import VIRTUAL_NETWORKS, NetworkSource
 COLLECTORS: tuple[Collector, ...] = (
     INVENTORY, DOMAIN, VCPU, MEMORY, BLOCK, INTERFACE, LIMITS, EVENTS, JOBS, SNAPSHOTS, SETTINGS,
     HOST, STORAGE, VOLUMES, VIRTUAL_NETWORKS,
-    BACKING, kvm.KVM, kvm.KVM_ALL, perf.PERF, iothread.IOTHREAD, bandwidth.BANDWIDTH, dirtyrate.DIRTYRATE)
+    CONFIGURATION, BACKING,
+    kvm.KVM, kvm.KVM_ALL, perf.PERF, iothread.IOTHREAD, bandwidth.BANDWIDTH, dirtyrate.DIRTYRATE)
 """The one list of collectors, in page order."""
 
 SOURCES: Mapping[str, Callable[[Inventory], Source]] = {

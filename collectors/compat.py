@@ -51,6 +51,7 @@ def _disk(name: str, source: str, new: str) -> Field:
                 Kind.GAUGE, "target_device", "block.<n>.name")
 
 
+_PROTOCOL = "protocol of a network disk"
 _VCPU_STATE = _old("vcpu.<n>.state", "domain_vcpu_state", "libvirt_domain_vcpu_time_seconds_total's rate", 1.0,
                    Kind.GAUGE, "vcpu")
 _POOL_WORDS = ("state", "capacity", "allocation", "available")
@@ -93,7 +94,7 @@ FIELDS: Mapping[str, tuple[Declaration, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class OldInfo:
-    """A constant series under another name: ``labels`` are theirs, each with ours, or empty where we have none."""
+    """A constant series under another name: ``labels`` are theirs, each with ours, or ``_PROTOCOL``."""
 
     source: str
     name: str
@@ -105,11 +106,12 @@ INFOS: Mapping[str, tuple[OldInfo, ...]] = {
         OldInfo(DOMAIN_INFO, "libvirt_domain_info_meta", (
             ("uuid", "uuid"), ("instance_name", "instance_name"), ("flavor", "flavor"), ("user_name", "user_name"),
             ("user_uuid", "user_uuid"), ("project_name", "project_name"), ("project_uuid", "project_uuid"),
-            ("root_type", ""), ("root_uuid", ""))),
+            ("root_type", "root_type"), ("root_uuid", "root_uuid"))),
         OldInfo(BLOCK_INFO, "libvirt_domain_block_meta", tuple((word, word) for word in (
             "target_device", "source_file", "serial", "bus", "disk_type", "driver_type", "cache", "discard"))),
         OldInfo(INTERFACE_INFO, "libvirt_domain_interface_meta", (
-            ("source_bridge", "source_bridge"), ("target_device", "target_device"), ("virtual_interface", "")))),
+            ("source_bridge", "source_bridge"), ("target_device", "target_device"),
+            ("virtual_interface", "virtual_interface")))),
     "inovex": (
         OldInfo(DOMAIN_INFO, "libvirt_domain_openstack_info", (
             ("instance_name", "instance_name"), ("instance_id", "uuid"), ("flavor_name", "flavor"),
@@ -118,7 +120,7 @@ INFOS: Mapping[str, tuple[OldInfo, ...]] = {
         OldInfo(BLOCK_INFO, "libvirt_domain_block_stats_info", (
             ("target_device", "target_device"), ("disk_type", "disk_type"), ("driver_type", "driver_type"),
             ("driver_cache", "cache"), ("driver_discard", "discard"), ("serial", "serial"),
-            ("source_file", "source_file"), ("source_protocol", ""), ("target_bus", "bus"))),
+            ("source_file", "source_file"), ("source_protocol", _PROTOCOL), ("target_bus", "bus"))),
         OldInfo(INTERFACE_INFO, "libvirt_domain_interface_stats_info", (
             ("target_device", "target_device"), ("source_bridge", "source_bridge"), ("interface_type", "type"),
             ("mac_address", "mac"), ("model_type", "model"), ("mtu_size", "mtu")))),
@@ -148,6 +150,7 @@ def renamed(families: Iterable[str]) -> Callable[[tuple[Constant, ...]], tuple[C
         found = list(constants)
         for constant in constants:
             values = dict(constant.labels)
+            values[_PROTOCOL] = values["source_file"].partition(":")[0] if values.get("disk_type") == "network" else ""
             found += [Constant(old.name, tuple((theirs, values.get(ours, "")) for theirs, ours in old.labels))
                       for old in olds if old.source == constant.name]
         return tuple(found)

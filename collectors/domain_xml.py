@@ -13,6 +13,7 @@ from typing import TypeVar
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from .configuration import configuration
 from .fields import Constant, Labels
 from .limits import limits
 from .owner_metadata import MappedLabel, Owner, cut, owner_of, split
@@ -21,6 +22,7 @@ XML_MOST_CHARACTERS = 4 * 1024 * 1024
 """Longest XML that is read: libvirt's own limit of a string on the wire."""
 
 DOMAIN_INFO = "libvirt_domain_info"
+BALLOON_PERIOD = "libvirt_domain_memory_stats_period_seconds"
 BLOCK_INFO = "libvirt_domain_block_info"
 INTERFACE_INFO = "libvirt_domain_interface_info"
 
@@ -68,6 +70,7 @@ class Interface:
     """An <interface>.  ``target_device`` is the host's device, empty where it has none (user mode, passthrough).
 
     ``direct`` (macvtap): libvirt gives this one's counters unswapped, as the host's device has them.
+    ``virtual_interface`` is Open vSwitch's id of it, which in OpenStack is the port's.
     """
 
     target_device: str
@@ -78,6 +81,7 @@ class Interface:
     source_bridge: str
     mtu: str
     direct: bool
+    virtual_interface: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class Definition:
     disks: tuple[Disk, ...]
     interfaces: tuple[Interface, ...]
     limits: tuple[Constant, ...] = ()
+    configuration: tuple[Constant, ...] = ()
     metadata_problem: str = ""
 
 
@@ -139,7 +144,7 @@ def parse(xml: str, labels: Sequence[MappedLabel] = ()) -> Definition:
         balloon_model=balloon.get("model", "") if balloon is not None else "",
         balloon_period_s=_number(_attribute(root, "devices/memballoon/stats", "period")) or 0,
         owner=owner, disks=tuple(_disks(root)), interfaces=tuple(_interfaces(root)),
-        limits=limits(root), metadata_problem=problem)
+        limits=limits(root), configuration=configuration(root), metadata_problem=problem)
 
 
 def _tree(xml: str) -> Element:
@@ -220,12 +225,14 @@ def _interfaces(root: Element) -> Iterator[Interface]:
         yield Interface(
             _attribute(nic, "target", "dev"), _attribute(nic, "alias", "name"), kind,
             _attribute(nic, "mac", "address"), _attribute(nic, "model", "type"),
-            _attribute(nic, "source", "bridge"), _attribute(nic, "mtu", "size"), kind == "direct")
+            _attribute(nic, "source", "bridge"), _attribute(nic, "mtu", "size"), kind == "direct",
+            _attribute(nic, "virtualport/parameters", "interfaceid"))
 
 
 def constants(definition: Definition) -> tuple[Constant, ...]:
     """The series of a Definition, without the subject's ``domain`` label; no series twice.
 
+    Of a domain that does not run only who it is: what it would have, sums over domains must not count.
     An interface without a host device stands under its alias (net0): it is one of the guest's devices, the alias
     is libvirt's own name for it, and no counter carries that name, so that nothing is joined to it by mistake.
     """
@@ -235,7 +242,11 @@ def constants(definition: Definition) -> tuple[Constant, ...]:
         machine=definition.machine, title=definition.title, description=definition.description,
         instance_name=owner.instance_name, flavor=owner.flavor, project_name=owner.project_name,
         project_uuid=owner.project_uuid, user_name=owner.user_name, user_uuid=owner.user_uuid,
-        **dict(owner.mapped)))]
+        root_type=owner.root_type, root_uuid=owner.root_uuid, **dict(owner.mapped)))]
+    if definition.id is None:
+        return tuple(series)
+    if definition.balloon_model not in ("", "none"):
+        series.append(Constant(BALLOON_PERIOD, (), float(definition.balloon_period_s)))
     for name, disk in _once((disk.target_device, disk) for disk in definition.disks):
         series.append(Constant(BLOCK_INFO, _labels(
             target_device=name, bus=disk.bus, disk_type=disk.disk_type, driver_type=disk.driver_type,
@@ -246,8 +257,8 @@ def constants(definition: Definition) -> tuple[Constant, ...]:
     for name, nic in _once((nic.target_device or nic.alias, nic) for nic in hosted):
         series.append(Constant(INTERFACE_INFO, _labels(
             target_device=name, mac=nic.mac, model=nic.model, type=nic.type, source_bridge=nic.source_bridge,
-            mtu=nic.mtu)))
-    return (*series, *definition.limits)
+            mtu=nic.mtu, virtual_interface=nic.virtual_interface)))
+    return (*series, *definition.limits, *definition.configuration)
 
 
 def _once(devices: Iterable[tuple[str, Device]]) -> Iterator[tuple[str, Device]]:

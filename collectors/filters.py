@@ -93,6 +93,7 @@ def metadata_texts(definition: Definition) -> list[str]:
     values = {"title": definition.title, "description": definition.description,
               "instance_name": owner.instance_name, "flavor": owner.flavor, "project_name": owner.project_name,
               "project_uuid": owner.project_uuid, "user_name": owner.user_name, "user_uuid": owner.user_uuid,
+              "root_type": owner.root_type, "root_uuid": owner.root_uuid,
               **dict(owner.mapped)}
     return [f"{label}={value}" for label, value in values.items()]
 

@@ -62,20 +62,20 @@ def _limit(element: str, name: str) -> Info:
 
 INVENTORY = Collector(
     name="inventory",
-    help="Names, devices, block limits and owner of each running domain, from its XML.",
+    help="Names and owner of each domain, devices and block limits of those that run, from the XML.",
     declarations=(
         Info(DOMAIN_INFO,
              "Always 1; what the domain is and who owns it, from OpenStack nova's, KubeVirt's or oVirt's metadata, and "
              "the labels of metadata.labels (domain XML <domain>, <os>, <title>, <description>, <metadata>, text).",
              ("domain", "uuid", "type", "os_type", "arch", "machine", "title", "description", "instance_name",
-              "flavor", "project_name", "project_uuid", "user_name", "user_uuid")),
+              "flavor", "project_name", "project_uuid", "user_name", "user_uuid", "root_type", "root_uuid")),
         Info(BLOCK_INFO, "Always 1; what the disk is and where its data lies (domain XML <disk>, text).",
              ("domain", "target_device", "bus", "disk_type", "driver_type", "cache", "discard", "serial",
               "source_file"), source="domain XML <disk>"),
         Info(INTERFACE_INFO,
              "Always 1; what the network interface is; one without a device on the host stands under its alias "
-             "(domain XML <interface>, text; MTU in bytes).",
-             ("domain", "target_device", "mac", "model", "type", "source_bridge", "mtu"),
+             "(domain XML <interface>, text; MTU in bytes; virtual_interface is Open vSwitch's id of it).",
+             ("domain", "target_device", "mac", "model", "type", "source_bridge", "mtu", "virtual_interface"),
              source="domain XML <interface>"),
         *(_limit(element, name) for element, name in BLOCK_LIMITS.items()),
     ),
@@ -108,7 +108,7 @@ class Inventory:
                  labels: Sequence[MappedLabel] = (), inactive: bool = False) -> None:
         """``also`` adds to the constant series of a domain, say under other names; ``labels`` to its info.
 
-        ``inactive`` says that domains that do not run are read, too, under the id -1: for who chooses by metadata.
+        ``inactive`` says that domains that do not run are read, too, under the id -1.
         """
         self.inactive = inactive
         self._also = also

@@ -29,6 +29,7 @@ _WAYS = {"inbound": ("receive", "receive"), "outbound": ("transmit", "send")}
 _UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20, "MiB": 1 << 20,
           "GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40, "TiB": 1 << 40}
 _UNLIMITED = 9007199254740991 * 1024  # VIR_DOMAIN_MEMORY_PARAM_UNLIMITED, in bytes
+_MOST_VCPUS = 4096
 _CPU_SHARES = "libvirt_domain_limit_cpu_shares"
 _AFFINITY = "libvirt_domain_vcpu_affinity_info"
 
@@ -38,8 +39,8 @@ def _declarations() -> tuple[Declaration, ...]:
         Info(_CPU_SHARES, "Weight of the domain against others when CPU time is short (domain XML <cputune><shares>, "
              "number).", _DOMAIN, source="domain XML <cputune><shares>", since="0.9.0"),
         Info(_AFFINITY, "Always 1; the pCPUs that the vCPU may run on, where the definition says it (domain XML "
-             "<cputune><vcpupin>, text).", ("domain", "vcpu", "cpuset"), source="domain XML <cputune><vcpupin>",
-             since="0.9.0")]
+             "<cputune><vcpupin>, else <vcpu cpuset>, text).", ("domain", "vcpu", "cpuset"),
+             source="domain XML <cputune><vcpupin>", since="0.9.0")]
     found += [Info(f"libvirt_domain_{name}", f"{text} (domain XML <cputune> {source}, cores); absent without a limit.",
                    _DOMAIN, source=f"domain XML <cputune> {source}", since="0.9.4")
               for name, text, source in _CORES.values()]
@@ -81,12 +82,23 @@ def _cpu(root: Element) -> Iterable[Constant]:
         period = _number(root.findtext(f"cputune/{prefix}period")) or 100_000
         if quota and quota < 1 << 44:  # libvirt's "unlimited" is -1 or 2^44 and more
             yield Constant(f"libvirt_domain_{name}", (), quota / period)
-    seen: set[str] = set()
+    for vcpu, cpuset in _affinity(root).items():
+        yield Constant(_AFFINITY, (("vcpu", vcpu), ("cpuset", cpuset[:256])))
+
+
+def _affinity(root: Element) -> dict[str, str]:
+    """The pCPUs of each vCPU that is bound to some: the default of all vCPUs, and what is said of single ones."""
+    found: dict[str, str] = {}
+    vcpus = root.find("vcpu")
+    default = vcpus.get("cpuset", "") if vcpus is not None else ""
+    count = _number(vcpus.text) if vcpus is not None else None
+    if default and count is not None:
+        found = dict.fromkeys(map(str, range(min(count, _MOST_VCPUS))), default)
     for pin in root.iterfind("cputune/vcpupin"):
         vcpu, cpuset = pin.get("vcpu", ""), pin.get("cpuset", "")
-        if vcpu.isdigit() and cpuset and vcpu not in seen:
-            seen.add(vcpu)
-            yield Constant(_AFFINITY, (("vcpu", vcpu), ("cpuset", cpuset[:256])))
+        if _number(vcpu) is not None and cpuset:
+            found[vcpu] = cpuset
+    return found
 
 
 def _memory(root: Element) -> Iterable[Constant]:

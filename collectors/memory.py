@@ -6,7 +6,8 @@ without them libvirt leaves the keys out and the page does, too.
 
 from __future__ import annotations
 
-from .fields import KIBIBYTE, Collector, Computed, Field, Kind, Ratio
+from .domain_xml import BALLOON_PERIOD
+from .fields import KIBIBYTE, Collector, Computed, Field, Info, Kind, Ratio
 
 
 def _bytes(source: str, name: str, text: str) -> Field:
@@ -43,6 +44,10 @@ MEMORY = Collector(
         Field("balloon.last-update", "libvirt_domain_memory_stats_last_update_timestamp_seconds", Kind.GAUGE,
               "Time of the guest's last memory report (libvirt balloon.last-update, seconds since the epoch); absent "
               "while the guest's driver never reported.", archive="memory_last_update_s", zero_is_unknown=True),
+        Info(BALLOON_PERIOD,
+             "Seconds between the guest's memory reports, 0 where it is asked for none, so that its own figures are "
+             "absent; virsh dommemstat --period sets it; absent without a balloon (domain XML <memballoon><stats "
+             "period>, seconds).", ("domain",), source="domain XML <memballoon><stats period>", since="1.1.1"),
         Computed("libvirt_domain_memory_used_ratio", Ratio.COMPLEMENT, "balloon.usable",
                  "Share of its memory that the guest uses (1 - libvirt balloon.usable / balloon.available, ratio).",
                  denominator="balloon.available"),

@@ -33,9 +33,9 @@ _OVIRT = "{http://ovirt.org/vm/1.0}vm"
 class Owner:
     """Who the domain belongs to, as a cloud's metadata tells; empty where it does not.
 
-    OpenStack nova 1.x fills all of it.  KubeVirt: ``instance_name`` is the VM's name and ``project_name`` its
-    namespace.  oVirt's metadata names no owner, and its VM's name is the domain's.  ``mapped`` are the labels of
-    the settings, in their order.
+    OpenStack nova 1.x fills all of it; ``root_type`` and ``root_uuid`` say what it was made from, an image mostly.
+    KubeVirt: ``instance_name`` is the VM's name and ``project_name`` its namespace.  oVirt's metadata names no
+    owner, and its VM's name is the domain's.  ``mapped`` are the labels of the settings, in their order.
     """
 
     instance_name: str = ""
@@ -44,6 +44,8 @@ class Owner:
     project_uuid: str = ""
     user_name: str = ""
     user_uuid: str = ""
+    root_type: str = ""
+    root_uuid: str = ""
     mapped: tuple[tuple[str, str], ...] = ()
 
 
@@ -94,7 +96,9 @@ def owner_of(metadata: str, domain: str, labels: Sequence[MappedLabel] = ()) -> 
             user, project_path = f"{space}owner/{space}user", f"{space}owner/{space}project"
             return Owner(_text(element, f"{space}name"), _attribute(element, f"{space}flavor", "name"),
                          _text(element, project_path), _attribute(element, project_path, "uuid"),
-                         _text(element, user), _attribute(element, user, "uuid"), mapped), problem
+                         _text(element, user), _attribute(element, user, "uuid"),
+                         _attribute(element, f"{space}root", "type"), _attribute(element, f"{space}root", "uuid"),
+                         mapped), problem
     return Owner(instance_name=name, project_name=project, mapped=mapped), problem
 
 

@@ -188,6 +188,9 @@ class Sampler:
             subjects[key] = subject
             if id_ < 0:
                 yield Record(subject, "bulk", stats, sampled_at_s)
+                constants = self._inventory.constants(entry.uuid, id_)
+                if constants:
+                    yield Record(subject, "inventory", {}, sampled_at_s, constants)
                 continue
             complete = answer is not None and answer[1].complete
             yield from self._records.records(subject, (entry.uuid, id_), dict(stats), sampled_at_s, complete)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 OWN_LABELS = ("domain", "uuid", "type", "os_type", "arch", "machine", "title", "description", "instance_name", "flavor",
-              "project_name", "project_uuid", "user_name", "user_uuid")
+              "project_name", "project_uuid", "user_name", "user_uuid", "root_type", "root_uuid")
 """Labels that libvirt_domain_info has already."""
 _PROMETHEUS = ("instance", "job", "le", "quantile")
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,62}")

@@ -21,7 +21,7 @@ from collectors.event_names import COUNTED
 from collectors.events import Event, EventListener
 from collectors.fields import Collector
 from collectors.filters import Cap, Choice, Filters
-from collectors.inventory import Inventory
+from collectors.inventory import INVENTORY, Inventory
 from collectors.kernel import KernelSource, raise_open_files_limit
 from collectors.lanes import LanePool, Slots
 from collectors.layout import Compiler
@@ -64,7 +64,7 @@ class Exporter:
         opener = Opener(settings.libvirt.uri)
         filters = filters_of(settings.filter)
         self.inventory = Inventory(also=renamed(settings.compat.names), labels=settings.metadata.mapped,
-                                   inactive=bool(filters.metadata))
+                                   inactive=bool(filters.metadata) or INVENTORY in enabled)
         counts = EventCounts(lambda: self.events.connected)
         counting = settings.collector.known.get("events", False)
         self.events = EventListener(Opener(settings.libvirt.uri), self.inventory,

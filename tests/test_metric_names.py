@@ -36,7 +36,7 @@ def test_name(declaration: Declaration) -> None:
     assert not name.endswith(("_count", "_sum", "_bucket", "_created"))
     if isinstance(declaration, Info):
         # The limits carry the widely used family's names.
-        assert name.endswith(("_info", "_reason", "size_iops_bytes")) or "_limit_" in name
+        assert name.endswith(("_info", "_reason", "size_iops_bytes", "_period_seconds")) or "_limit_" in name
     if name.endswith("_ratio"):
         assert isinstance(declaration, Computed)
 

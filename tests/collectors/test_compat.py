@@ -11,6 +11,7 @@ from collectors import COLLECTORS
 from collectors.batch import Builder
 from collectors.compat import FIELDS, INFOS, OldPools, compat_collector, renamed, with_old_numbers
 from collectors.connection import Opener, Session
+from collectors.domain_xml import constants, parse
 from collectors.inventory import Inventory
 from collectors.layout import Compiler
 from collectors.periodic import Scope
@@ -190,6 +191,19 @@ def test_values_and_labels() -> None:
     meta, = (name for name in found if name.startswith('libvirt_domain_info_meta{domain="xml-nova"'))
     assert re.findall(r'([a-z_]+)="', meta) == ["domain", "uuid", "instance_name", "flavor", "user_name", "user_uuid",
                                                 "project_name", "project_uuid", "root_type", "root_uuid"]
+    assert 'root_type="image",root_uuid="5f0c2d3e-7a61-4b58-9d34-c1e2f3a4b5c6"' in meta
+    port, = (name for name in found if name.startswith("libvirt_domain_interface_meta{") and "tap5f0c2d3e-7a" in name)
+    assert 'virtual_interface="8f1d0c52-6f0e-4a0c-9f0f-0d6b1c2a3e4f"' in port
+    assert {re.findall('source_protocol="(.*?)"', name)[0] for name in found
+            if name.startswith("libvirt_domain_block_stats_info{")} == {""}
+
+
+def test_the_protocol_of_a_network_disk() -> None:
+    xml = ("<domain id='1'><devices><disk type='network'><source protocol='rbd' name='pool/a'/><target dev='vda'/>"
+           "</disk><disk type='file'><source file='/a:b'/><target dev='vdb'/></disk></devices></domain>")
+    found = {dict(c.labels)["target_device"]: dict(c.labels)["source_protocol"]
+             for c in renamed(["inovex"])(constants(parse(xml))) if c.name == "libvirt_domain_block_stats_info"}
+    assert found == {"vda": "rbd", "vdb": ""}
 
 
 def test_nothing_is_added_unless_asked_for() -> None:

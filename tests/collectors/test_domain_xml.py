@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collectors.configuration import CONFIGURATION, CPU_INFO
 from collectors.domain_xml import (
+    BALLOON_PERIOD,
     BLOCK_INFO,
     BLOCK_LIMITS,
     DOMAIN_INFO,
@@ -23,6 +25,7 @@ from collectors.domain_xml import (
 )
 from collectors.fields import Constant
 from collectors.inventory import INVENTORY
+from collectors.memory import MEMORY
 from collectors.owner_metadata import LABEL_MOST_CHARACTERS, Owner
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "xml"
@@ -48,7 +51,7 @@ def test_nova_guest_definition() -> None:
     assert guest.maximum_memory_bytes == guest.memory_bytes == 64 * 2**20
     assert (guest.balloon_model, guest.balloon_period_s) == ("virtio", 10)
     assert guest.owner == Owner("web-1", "m1.small", "shop", "9b1c7d20a5f84a3c9b4e2d6f10c8e573", "alice",
-                                "1f6a4b1d6f3e4d5ab8a1c0e8f2b9d741")
+                                "1f6a4b1d6f3e4d5ab8a1c0e8f2b9d741", "image", "5f0c2d3e-7a61-4b58-9d34-c1e2f3a4b5c6")
     assert [(d.target_device, d.device) for d in guest.disks] == [
         ("vda", "disk"), ("vdb", "disk"), ("sda", "disk"), ("sdb", "cdrom"), ("sdc", "cdrom")]
 
@@ -106,7 +109,8 @@ def test_user_mode_nic_stands_under_its_alias() -> None:
     assert nics["net2"]["type"] == "user"
     assert nics["tap5f0c2d3e-7a"] == {
         "target_device": "tap5f0c2d3e-7a", "mac": "fa:16:3e:00:00:01", "model": "virtio", "type": "bridge",
-        "source_bridge": "br-tenant", "mtu": "1450"}
+        "source_bridge": "br-tenant", "mtu": "1450", "virtual_interface": "8f1d0c52-6f0e-4a0c-9f0f-0d6b1c2a3e4f"}
+    assert nics["tap6a1b2c3d-8b"]["virtual_interface"] == ""  # not on Open vSwitch
 
 
 def test_a_real_device_called_like_an_alias_wins() -> None:
@@ -130,7 +134,21 @@ def test_kubevirt_owner_comes_from_the_name() -> None:
 def test_bare_guest() -> None:
     guest = fixture("bare")
     assert (guest.balloon_model, guest.balloon_period_s, guest.owner, guest.disks) == ("none", 0, Owner(), ())
-    assert [c.name for c in constants(guest)] == [DOMAIN_INFO, INTERFACE_INFO]
+    assert [c.name for c in constants(guest)] == [DOMAIN_INFO, INTERFACE_INFO, CPU_INFO]
+
+
+def test_a_domain_that_does_not_run_says_who_it_is_and_nothing_of_its_size() -> None:
+    guest = parse((FIXTURES / "nova.xml").read_text().replace(" id='1'", "", 1))
+    info, = constants(guest)
+    assert info == constants(fixture("nova"))[0]
+
+
+@pytest.mark.parametrize(("balloon", "period_s"), [
+    ("<memballoon model='virtio'><stats period='10'/></memballoon>", 10.0), ("<memballoon model='virtio'/>", 0.0),
+    ("<memballoon model='none'/>", None), ("", None)])
+def test_how_often_the_guest_reports_its_memory(balloon: str, period_s: float | None) -> None:
+    found = {c.name: c.value for c in constants(parse(domain(f"<devices>{balloon}</devices>")))}
+    assert found.get(BALLOON_PERIOD) == period_s
 
 
 @pytest.mark.parametrize(("source", "expected"), [
@@ -147,7 +165,7 @@ def test_sources_that_are_no_file(source: str, expected: str) -> None:
 
 @pytest.mark.parametrize("name", ["nova", "bare", "kubevirt", "ovirt"])
 def test_label_sets_are_those_declared_and_no_series_stands_twice(name: str) -> None:
-    declared = {d.name: d.labels for d in INVENTORY.declarations}
+    declared = {d.name: d.labels for c in (INVENTORY, MEMORY, CONFIGURATION) for d in c.declarations}
     series = constants(fixture(name))
     for constant in series:
         assert ("domain", *(label for label, _ in constant.labels)) == declared[constant.name]

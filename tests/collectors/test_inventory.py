@@ -165,12 +165,12 @@ def test_series_stay_the_same_object_when_only_details_change(xml: str) -> None:
     inventory, domain = Inventory(), FakeDomain(UUID, xml)
     refresh(inventory, domain)
     series = inventory.constants(UUID, ID)
-    domain.xml = xml.replace("<stats period='10'/>", "<stats period='3'/>")
+    domain.xml = xml.replace("<currentMemory unit='KiB'>65536", "<currentMemory unit='KiB'>4096")
     inventory.invalidate(UUID)
     refresh(inventory, domain)
     details = inventory.details(UUID, ID)
     assert details is not None
-    assert details.balloon_period_s == 3
+    assert details.memory_bytes == 4 << 20
     assert inventory.constants(UUID, ID) is series
 
 

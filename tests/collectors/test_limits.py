@@ -26,6 +26,15 @@ def test_quota_by_period_is_cores_and_none_is_absent() -> None:
         **OWN, "limit_vcpu_cores": 0.5, "limit_cores": 2.0}
 
 
+def test_the_default_affinity_holds_for_each_vcpu_that_has_none_of_its_own() -> None:
+    xml = XML.format(cpu="", memory="", devices="")
+    limits = parse(xml.replace("<vcpu>2", "<vcpu placement='static' cpuset='4-7'>3")).limits
+    assert {c.labels for c in limits if "affinity" in c.name} == {
+        (("vcpu", "0"), ("cpuset", "0-3,^2")), (("vcpu", "1"), ("cpuset", "4-7")), (("vcpu", "2"), ("cpuset", "4-7"))}
+    nothing = parse(xml.replace("<vcpu>2", "<vcpu cpuset='4-7'>x").replace("vcpu='0'", "vcpu='²'")).limits
+    assert [c for c in nothing if "affinity" in c.name] == []
+
+
 def test_memory_limits_are_bytes_and_unlimited_is_absent() -> None:
     assert found(memory="<hard_limit unit='KiB'>1024</hard_limit><soft_limit unit='G'>1</soft_limit>"
                  "<swap_hard_limit unit='KiB'>9007199254740991</swap_hard_limit><min_guarantee>x</min_guarantee>") == {

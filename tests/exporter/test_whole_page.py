@@ -182,6 +182,18 @@ def test_limits_that_need_cgroups_and_traffic_control_where_there_are_some(tmp_p
     assert found['libvirt_domain_vcpu_affinity_info{domain="db",vcpu="1",cpuset="0,2-3"}'] == 1
 
 
+def test_a_domain_that_is_off_says_who_it_is(tmp_path: Path) -> None:
+    with exporting(tmp_path) as pages:
+        found = pages.settled()
+    info, = (name for name in found if name.startswith('libvirt_domain_info{domain="off"'))
+    assert UUIDS["off"] in info
+    assert 'title="off of red"' in info
+    assert 'project_name="red"' in info
+    # And nothing that sums over the domains would count.
+    assert not [name for name in found if 'domain="off"' in name and any(
+        word in name.partition("{")[0] for word in ("memory", "vcpu", "virtual_cpus", "block", "interface", "limit"))]
+
+
 def test_other_exporters_names_beside_ours(tmp_path: Path) -> None:
     with exporting(tmp_path, compat__names="tinkoff,inovex,kumina", filter__device_exclude="vdb") as pages:
         found = pages.settled()

@@ -126,7 +126,9 @@ class Stage:
     def _tuned(self) -> str:
         xml = self._on_qcow2("tuned", metadata=NOVA.format("web") + SITE.format("a", "blue"), devices=(
             "<interface type='network'><source network='stage'/><target dev='tuned0'/><rom enabled='no'/></interface>"))
-        return xml.replace("<features>", "<cputune><vcpupin vcpu='0' cpuset='0'/></cputune><features>")
+        xml = xml.replace("</devices>", "<graphics type='vnc' autoport='yes' listen='127.0.0.1'/></devices>")
+        return xml.replace("<features>", "<cputune><vcpupin vcpu='0' cpuset='0'/></cputune><features>").replace(
+            "</features>", "</features><cpu><topology sockets='1' dies='1' cores='1' threads='1'/></cpu>")
 
     def _chained(self) -> str:
         """A disk of three images: base, middle, top."""
@@ -293,6 +295,36 @@ def test_limits_follow_the_event_that_tells_of_them(scraper: Scraper, stage: Sta
         "cpuset"] == "0-1")
     stage.hypervisor.virsh("blkdeviotune", "tuned", "hda", "--total-bytes-sec", "0")
     until(scraper, "no limit", lambda page: page.value(**limit) is None)
+
+
+def test_the_configuration_that_somebody_may_want(scraper: Scraper, stage: Stage) -> None:
+    page = scraper.scrape()
+    display = labels(page, "libvirt_domain_graphics_info", "tuned")
+    assert (display["type"], display["listen"]) == ("vnc", "127.0.0.1")
+    assert int(display["port"]) == 5900 + int(stage.hypervisor.virsh("vncdisplay", "tuned").rpartition(":")[2])
+    assert labels(page, "libvirt_domain_cpu_info", "tuned")["cores"] == "1"
+    assert not [name for name in names(page, "bare") if "graphics" in name or "host_device" in name]
+    # A guest that is off says who it is, and nothing of what it would use.
+    assert page.value("libvirt_domain_state", domain="kept", state="shutoff") == 1
+    assert labels(page, "libvirt_domain_info", "kept")["title"] == "kept"
+    assert not [name for name in names(page, "kept") if "vcpu" in name or "memory" in name or "block" in name]
+
+
+def test_how_often_a_guest_reports_its_memory(scraper: Scraper, stage: Stage) -> None:
+    """The balloon's statistics period: 0 where nobody asked for one, absent without a balloon."""
+    period = "libvirt_domain_memory_stats_period_seconds"
+    reporting = stage.start(stage.fleet.xml("reporting", disks=0).replace(
+        "<memballoon model='virtio'/>", "<memballoon model='virtio'><stats period='7'/></memballoon>"))
+    silent = stage.start(stage.fleet.xml("silent", disks=0))
+    try:
+        page = until(scraper, "both", lambda page: {"reporting", "silent"} <= page.labelled(period, "domain"))
+        assert (page.value(period, domain="reporting"), page.value(period, domain="silent")) == (7, 0)
+        assert page.value(period, domain="bare") is None
+        # No driver in these guests: nothing of what they would report, neither zero nor NaN.
+        assert page.value("libvirt_domain_memory_stats_last_update_timestamp_seconds", domain="reporting") is None
+    finally:
+        stage.end(reporting)
+        stage.end(silent)
 
 
 def count(page: Page, domain: str, event: str, detail: str = "none") -> float:
