@@ -184,8 +184,17 @@ class BoundedProtocol(H11Protocol):
             self._sending_timer = None
 
     def send_400_response(self, msg: str) -> None:
+        _log.debug("closing a connection that does not speak HTTP", extra={"client": str(self.client)})
         self.crowd.refusals.count("bad_request")
-        super().send_400_response(msg)
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+            if self.cycle is not None:
+                # The application may still be at work on it: this was its answer.
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+        else:
+            # A body that went wrong behind its request, which has its answer already, or a part of it.
+            self.transport.close()
 
     def abort(self) -> None:
         """Ends the connection at once; what waits to be sent is dropped."""

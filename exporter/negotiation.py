@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-# Headers are split outside quotes only: version="1,0" is one parameter.
-_COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
-_SEMICOLON = re.compile(r';(?=(?:[^"]*"[^"]*")*[^"]*$)')
 _QVALUE = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 # A header longer than this is not from a scraper; what is past it is not looked at.
@@ -84,7 +81,7 @@ def negotiate_format(accept: str | None) -> Format:
 
     The highest q wins; among equals what is asked for by name before a wildcard, then what comes first.
     """
-    ranges = [parsed for part in _COMMA.split(accept or "")[:_MOST_RANGES] if (parsed := _parse_range(part))]
+    ranges = [parsed for part in _split(accept or "", ",")[:_MOST_RANGES] if (parsed := _parse_range(part))]
     best: tuple[_Match, Format] | None = None
     for exposition in Exposition:
         matched = _best_range(exposition, ranges)
@@ -100,7 +97,7 @@ def negotiate_format(accept: str | None) -> Format:
 def accepts_gzip(accept_encoding: str | None) -> bool:
     """Whether gzip is welcome: named or by `*` with q above 0, and not less welcome than identity."""
     qualities: dict[str, float] = {}
-    for part in _COMMA.split(accept_encoding or "")[:_MOST_RANGES]:
+    for part in _split(accept_encoding or "", ",")[:_MOST_RANGES]:
         if parsed := _parse_range(part):
             coding = "gzip" if parsed.media_type == "x-gzip" else parsed.media_type
             qualities.setdefault(coding, parsed.quality)
@@ -108,9 +105,25 @@ def accepts_gzip(accept_encoding: str | None) -> bool:
     return gzip > 0 and gzip >= qualities.get("identity", 0.0)
 
 
+def _split(text: str, separator: str) -> list[str]:
+    """The parts between separators outside quotes: version="1,0" is one parameter.
+
+    In one pass: an expression that looks ahead for the closing quote takes seconds for a header of 16 KiB.
+    """
+    parts: list[str] = []
+    begin, quoted = 0, False
+    for at, character in enumerate(text):
+        if character == '"':
+            quoted = not quoted
+        elif character == separator and not quoted:
+            parts.append(text[begin:at])
+            begin = at + 1
+    return [*parts, text[begin:]]
+
+
 def _parse_range(text: str) -> _Range | None:
     """One element of a header; None for an empty one or one whose q is no qvalue."""
-    media_type, *rest = _SEMICOLON.split(text.strip().lower())
+    media_type, *rest = _split(text.strip().lower(), ";")
     parameters: dict[str, str] = {}
     for part in rest:
         name, _, value = part.partition("=")

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from exporter.config import WebSettings
 from exporter.connections import Acceptor, BoundedProtocol, Crowd
+from exporter.framing import PlainFraming
 from exporter.listening import activated_sockets, bind_sockets, socket_address
 from exporter.pacing import MostRequests, PacedAnswers
 from exporter.refusals import Refusals
@@ -60,7 +61,7 @@ class Front:
         app = MostRequests(app, self.max_requests, self.refusals, HEALTH_PATHS)
         if self.config:
             app = WebConfigured(app, self.config, self.refusals, token_paths=self.token_paths)
-        return PacedAnswers(app)
+        return PacedAnswers(PlainFraming(app, self.refusals))
 
 
 def front_of(web: WebSettings, refusals: Refusals | None = None, token_paths: Sequence[str] = ()) -> Front:
@@ -125,6 +126,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, front: Front) -> None:
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_not_the_clients_doing)
         self._front = front
         self._ending = asyncio.Event()
 
@@ -171,6 +173,14 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         # uvicorn would raise the signal again at its end, which cuts off the caller's own clean-up.
         yield
+
+
+def _not_the_clients_doing(record: logging.LogRecord) -> bool:
+    """Leaves out uvicorn's warnings, all of which are about what a client sent: anybody could fill a disk with them.
+
+    Bad requests are counted; an upgrade that is asked for and not offered is no event.
+    """
+    return record.levelno != logging.WARNING
 
 
 def _answering_when_cut_off(app: ASGIApp) -> ASGIApp:

@@ -16,6 +16,7 @@ import yaml
 from exporter.errors import SettingsError
 from exporter.nearest import nearest
 from exporter.setting_catalogue import ENVIRONMENT_PREFIX, Setting
+from exporter.strict_yaml import StrictLoader
 
 _SWITCH_WORDS = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
 
@@ -26,21 +27,6 @@ class Given:
 
     value: object
     origin: str
-
-
-class StrictLoader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _value in node.value:
-            if key_node.value in seen and key_node.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
-                )
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
 
 
 def read_file(path: Path, known: Mapping[str, Setting], problems: list[str]) -> dict[str, Given]:

@@ -23,6 +23,7 @@ import os
 import re
 import secrets
 import stat
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ import yaml
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer
 
 from exporter.errors import SettingsError
+from exporter.strict_yaml import StrictLoader
 
 _log = logging.getLogger(__name__)
 
@@ -231,7 +233,7 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 def _parsed(path: Path, content: bytes) -> list[Token]:
     try:
-        tokens = _Document.model_validate(yaml.safe_load(content) or {}).tokens
+        tokens = _Document.model_validate(yaml.load(content, Loader=StrictLoader) or {}).tokens
     except ValidationError as error:
         # Without the input: someone may have written the token itself where its hash belongs.
         first = error.errors(include_url=False, include_input=False)[0]
@@ -243,8 +245,8 @@ def _parsed(path: Path, content: bytes) -> list[Token]:
         where = f", line {mark.line + 1}" if mark else ""
         raise SettingsError(f"token file {path}{where}: broken YAML; correct it") from None
     for field in ("id", "name"):
-        values = [getattr(token, field) for token in tokens]
-        if repeated := {value for value in values if values.count(value) > 1}:
+        times = Counter(getattr(token, field) for token in tokens)
+        if repeated := [value for value, count in times.items() if count > 1]:
             raise SettingsError(f"token file {path}: the {field} {min(repeated)} is there twice; revoke one")
     return tokens
 

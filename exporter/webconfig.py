@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from exporter.errors import SettingsError
 from exporter.nearest import nearest
-from exporter.setting_sources import StrictLoader
+from exporter.strict_yaml import StrictLoader
 from exporter.webconfig_tls_names import CIPHERS, CLIENT_AUTH_TYPES, CURVES, TLS_VERSIONS
 
 _log = logging.getLogger(__name__)
@@ -143,9 +143,10 @@ def parse_webconfig(content: bytes, path: Path) -> WebConfig:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        # Only a key given twice is told as it stands: the rest of YAML's words may quote a secret.
+        # Only the loader's own words are told as they stand: the rest of YAML's may quote a secret.
         problem = str(getattr(error, "problem", ""))
-        cause = problem if "given twice" in problem else "it is not YAML, or not UTF-8 text"
+        own = "given twice" in problem or "aliases" in problem
+        cause = problem if own else "it is not YAML, or not UTF-8 text"
         raise WebConfigError(f"web config file {path}{where}: yaml: {cause}; correct it") from None
     if document is None:
         return WebConfig()

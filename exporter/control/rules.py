@@ -19,6 +19,7 @@ from exporter.control.operation import Operation, Parameters
 from exporter.control.operations import by_name
 from exporter.control.request_parameters import parse_parameters
 from exporter.setting_types import parse_duration
+from exporter.strict_yaml import StrictLoader
 
 MODES = ("off", "dry-run", "approve", "enforce")
 ALLOWED = frozenset(
@@ -259,9 +260,9 @@ def load_rules(path: Path) -> RuleFile:
 def parse_rules(text: str, name: str = "rules") -> RuleFile:
     """As `load_rules`, from text."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=StrictLoader)
         twice = list(_twice(node))
-        document = yaml.safe_load(text)
+        document = None if twice else yaml.load(text, Loader=StrictLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""

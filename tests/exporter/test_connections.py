@@ -13,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -56,7 +57,8 @@ async def refused(request):
 front = Front(WebConfigFile(Path(sys.argv[1])) if sys.argv[1] else None, max_requests=5)
 sockets = bind_sockets([ListenAddress("127.0.0.1", 0)])
 print(socket_address(sockets[0]).port, flush=True)
-routes = [Route("/", page, methods=["GET", "POST"]), Route("/slow", slow), Route("/-/healthy", refused)]
+routes = [Route("/", page, methods=["GET", "POST"]), Route("/slow", slow, methods=["GET", "POST"]),
+          Route("/-/healthy", refused)]
 asyncio.run(serve_sockets(Starlette(routes=routes), sockets, front=front))
 """
 
@@ -107,13 +109,17 @@ def running(*changes, folder=None):
         config.write_text("tls_server_config: {cert_file: server.pem, key_file: server.key}")
         context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
     command = [sys.executable, "-c", PROGRAM, str(config or ""), *changes]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=said, text=True
+    ) as process:
         server = None
         try:
             server = Server(process, context)
             yield server
-            # Whatever was done to it: it lives.
+            # Whatever was done to it: it lives, and no client has made it write anything.
             assert server.get()[0] == 200
+            said.seek(0)
+            assert said.read() == ""
         finally:
             for sock in server.opened if server else ():
                 sock.close()
@@ -206,13 +212,61 @@ def test_an_endless_head_is_refused(served_by):
     [b"\x00" * 100 + b"\r\n\r\n", b"GET  HTTP/1.1\r\n\r\n", b"\r\n" * 5000 + b"x\r\n\r\n",
      b"GET / HTTP/1.1\r\nContent-Length: -1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
      b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-     b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", b"GET / HTTP/1.1\r\n\xff: x\r\n\r\n"],
+     b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", b"GET /-/healthy\r\n\r\n",
+     b"GET / HTTP/1.1\r\n\xff: x\r\n\r\n"],
 )  # fmt: skip
 def test_what_is_not_http_ends_its_connection_only(plain, garbage):
     sock = plain.connect()
     sock.sendall(garbage)
     assert ended(sock)
     assert plain.get()[0] == 200
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+NEXT = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
+        (b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\rX: y\r\n\r\nx", b"400"),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", b"505"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"505"),
+    ],
+)
+def test_a_request_of_unclear_length_is_refused_and_what_follows_it_is_not_taken_for_one(plain, request_, status):
+    before = plain.refusals()["bad_request"]
+    sock = plain.connect()
+    sock.sendall(request_ + NEXT)
+    answer = b""
+    while piece := sock.recv(65536):
+        answer += piece
+    assert answer.count(b"\r\ndate: ") + answer.count(b"Invalid HTTP") == 1
+    assert answer.split()[1] == status
+    assert plain.refusals()["bad_request"] == before + 1
+
+
+@pytest.mark.parametrize("path", [b"/", b"/slow?s=5", b"/nothing"])
+def test_a_body_that_goes_wrong_behind_its_request_ends_the_connection_without_a_word(plain, path):
+    """Before, while and after the answer goes out; `running` looks at what the server has written."""
+    for answered in (False, True):
+        sock = plain.connect()
+        sock.sendall(CHUNKED.replace(b" / ", b" " + path + b" ") + b"1\r\na\r\n")
+        if answered and b"slow" not in path:
+            assert sock.recv(12) == b"HTTP/1.1 " + (b"200" if path == b"/" else b"404")
+        sock.sendall(b"ZZ\r\n")
+        assert ended(sock)
+
+
+def test_an_upgrade_is_not_offered_and_no_event(plain):
+    for kind in (b"websocket", b"h2c"):
+        sock = plain.connect()
+        sock.sendall(NEXT.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: " + kind + b"\r\n\r\n"))
+        assert sock.recv(12) == b"HTTP/1.1 200"
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter import negotiation
 from exporter.negotiation import Exposition, Format, accepts_gzip, negotiate_format
 
 TEXT, OM1, OM0 = Exposition.TEXT_0_0_4, Exposition.OPENMETRICS_1_0_0, Exposition.OPENMETRICS_0_0_1
@@ -94,6 +98,40 @@ def test_content_types():
 )
 def test_gzip(header, gzip):
     assert accepts_gzip(header) is gzip
+
+
+HOSTILE = [",", "a;", '",', 'a,"', 'a;b="', '"', 'x="a,"']
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_a_hostile_header_takes_work_in_proportion_to_its_length(piece):
+    """An expression that looks ahead from each comma took up to 13 s, in which nobody else was served."""
+
+    def steps(header):
+        counted = 0
+
+        def count(_frame, _event, _argument):
+            nonlocal counted
+            counted += 1
+            return count
+
+        sys.settrace(count)
+        try:
+            negotiate_format(header)
+            accepts_gzip(header)
+        finally:
+            sys.settrace(None)
+        return counted
+
+    few, many = (steps(piece * (length // len(piece))) for length in (1000, 16_000))
+    assert many < 20 * few
+
+
+def test_no_expression_of_the_negotiation_looks_ahead():
+    """What goes on inside an expression is in no trace."""
+    expressions = [value.pattern for value in vars(negotiation).values() if isinstance(value, re.Pattern)]
+    assert expressions
+    assert not [pattern for pattern in expressions if "(?" in pattern or "*" in pattern]
 
 
 @given(st.text(alphabet='*/;=,."q01 gziptexplan', max_size=200))
