@@ -32,6 +32,8 @@ VALUES = "values"
 
 OBJECTS, HOSTS, META = "objects", "hosts", "meta"
 """Collections that are not partitioned: what was ever seen, the hosts that write, the schema's version."""
+SEEN_AGAIN_MS = 3_600_000
+"""How often ``last_seen`` of an object is written while it is there."""
 SERIES_INDEX = (("uuid", 1), ("start", 1))
 """The one secondary index of each partition; its name is ``uuid_1_start_1``."""
 SERIES_INDEX_NAME = "uuid_1_start_1"

@@ -11,7 +11,7 @@ from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 
 from exporter.archive.document_reader import QUERY_TIME_MS, Database
-from exporter.archive.documents import OBJECTS, binary_uuid
+from exporter.archive.documents import OBJECTS, SEEN_AGAIN_MS, binary_uuid
 from exporter.archive.history_errors import telling_failures
 from exporter.archive.timespan import Span, iso
 from exporter.errors import UsageError
@@ -19,7 +19,7 @@ from exporter.nearest import nearest
 
 _FIELDS = {"_id": 0, "kind": 1, "name": 1, "uuid": 1, "host": 1, "host_name": 1, "first_seen": 1, "last_seen": 1}
 
-NOTED_EVERY_S = 3600.0 + 300.0
+NOTED_EVERY_S = SEEN_AGAIN_MS / 1000 + 300.0
 """`last_seen` is at most so old while the domain runs: the writer's hour and what a window takes."""
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from enum import Enum
 
+from bson.errors import InvalidDocument
 from pymongo.errors import (
     AutoReconnect,
     BulkWriteError,
-    DocumentTooLarge,
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
@@ -70,9 +70,12 @@ def fault_of(error: Exception) -> Fault:
     return Fault.UNREACHABLE if isinstance(error, AutoReconnect | OSError) else Fault.OTHER
 
 
-def is_poison(error: PyMongoError) -> bool:
-    """Whether a document itself is refused, so that sending it again is no use."""
-    if isinstance(error, DocumentTooLarge):
+def is_poison(error: PyMongoError | InvalidDocument) -> bool:
+    """Whether a document itself is refused, so that sending it again is no use.
+
+    The driver's own DocumentTooLarge is an InvalidDocument and no PyMongoError.
+    """
+    if isinstance(error, InvalidDocument):
         return True
     if isinstance(error, BulkWriteError):
         codes = _codes(error) - {_DUPLICATE}

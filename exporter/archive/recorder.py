@@ -118,37 +118,43 @@ class Recorder:
         self._lost("no_host", samples_of(batch.plan), "libvirt has not told the host's UUID")
 
     def _flush(self) -> None:
-        """Appends what is held and syncs once.  What the disk refuses stays held."""
-        written = 0
+        """Appends what is held and syncs once.  What is not safe on the disk after that stays held."""
+        numbers: list[int] = []
+        problem: OSError | None = None
         try:
-            while self._held:
-                payload, samples = self._held[0]
+            while len(numbers) < len(self._held):
+                payload, samples = self._held[len(numbers)]
                 try:
-                    self._spool.append(SAMPLES, payload, samples)
+                    numbers.append(self._spool.append(SAMPLES, payload, samples))
                 except SpoolFullError:
-                    self._release()
+                    self._release(len(numbers))
                     self._lost("spool_full", samples, "the spool has reached archive.spool.limit")
-                    continue
-                self._release()
-                written += samples
-                self._open = True
+        except OSError as error:
+            problem = error
+        try:
             self._spool.sync()
         except OSError as error:
+            problem = error
+        written = sum(self._release() for number in numbers if number <= self._spool.durable_number)
+        if written:
+            self._open = True
+            self._spool.counts.spooled_samples += written
+            self._spooled()
+        if problem is None:
+            self._repeated.recovered("disk")
+        else:
             self._repeated.failed("disk", "the archive's spool cannot be written; samples are held in memory",
-                                  folder=str(self._spool.folder), error=error.strerror or str(error))
-            return
-        self._repeated.recovered("disk")
-        self._spool.counts.spooled_samples += written
-        self._spooled()
+                                  folder=str(self._spool.folder), error=problem.strerror or str(problem))
 
-    def _release(self) -> None:
-        payload, _ = self._held.popleft()
+    def _release(self, place: int = 0) -> int:
+        """Holds a tick no longer; how many samples it has."""
+        payload, samples = self._held[place]
+        del self._held[place]
         self._held_bytes -= len(payload)
+        return samples
 
     def _drop_oldest(self) -> None:
-        samples = self._held[0][1]
-        self._release()
-        self._lost("disk_full", samples, "the spool's disk is full")
+        self._lost("disk_full", self._release(), "the spool's disk is full")
 
     def _seal(self) -> None:
         """Ends the open window in the spool, so that it is sent although no further sample comes."""

@@ -23,6 +23,7 @@ from exporter.archive.documents import (
     HOURLY,
     OBJECTS,
     RAW,
+    SEEN_AGAIN_MS,
     VALUES,
     Document,
     Host,
@@ -62,7 +63,7 @@ def roll_up_hour(database: Database, host: UUID, hour_ms: int, compress: bool = 
     since, until = moment(hour_ms - 2 * LONGEST_WINDOW_MS), moment(hour_ms + HOUR_MS)
     names = RAW.collections(database.list_collection_names(), since, until)
     count = 0
-    for uuid in _objects(database, host):
+    for uuid in _objects(database, host, hour_ms, hour_ms + HOUR_MS):
         found: dict[tuple[str, bytes], list[Document]] = {}
         for document in _find(database, names, host, uuid, since, until):
             found.setdefault((document["kind"], bytes(document["uuid"].bytes)), []).append(document)
@@ -76,7 +77,7 @@ def roll_up_day(database: Database, host: UUID, day_ms: int, compress: bool = Fa
     since, until = moment(day_ms), moment(day_ms + DAY_MS)
     names = FIVE_MINUTES.collections(database.list_collection_names(), since, until)
     count = 0
-    for uuid in _objects(database, host):
+    for uuid in _objects(database, host, day_ms, day_ms + DAY_MS):
         found: dict[tuple[str, bytes], list[Document]] = {}
         for document in _find(database, names, host, uuid, since, until):
             found.setdefault((document["kind"], bytes(document["uuid"].bytes)), []).append(document)
@@ -85,8 +86,11 @@ def roll_up_day(database: Database, host: UUID, day_ms: int, compress: bool = Fa
     return count
 
 
-def _objects(database: Database, host: UUID) -> list[Any]:
-    return [each["uuid"] for each in database[OBJECTS].find({"host": binary_uuid(host)}, {"uuid": 1})]
+def _objects(database: Database, host: UUID, begin_ms: int, end_ms: int) -> list[Any]:
+    """Those of the host that may have samples then: what is long gone must not cost a question each hour."""
+    seen = {"first_seen": {"$lt": moment(end_ms + LONGEST_WINDOW_MS)},
+            "last_seen": {"$gte": moment(begin_ms - SEEN_AGAIN_MS - LONGEST_WINDOW_MS)}}
+    return [each["uuid"] for each in database[OBJECTS].find({"host": binary_uuid(host), **seen}, {"uuid": 1})]
 
 
 def _find(database: Database, names: Iterable[str], host: UUID, uuid: Any, since: Any,

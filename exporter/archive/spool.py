@@ -71,7 +71,8 @@ class SpoolCounts:
 class Spool:
     """Appends in one thread, reads and acknowledges in another.
 
-    Opening recovers: cuts the torn end of the last segment.  Raises SpoolError where the folder cannot be used.
+    Frames are safe, and read, up to ``durable_number``.  Opening recovers: cuts the torn end of the last segment.
+    Raises SpoolError where the folder cannot be used.
     ``limit_bytes`` bounds the segment files together; ``drop`` says what goes when it is reached: ``oldest`` or
     ``newest``.
     """
@@ -91,6 +92,7 @@ class Spool:
         self._lock = threading.Lock()
         self._file = -1
         self._segments: list[_Segment] = []
+        self._synced = (0, 0, 0)  # size, samples and last number of the last segment when it was synced
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._read_checkpoint()
@@ -129,10 +131,29 @@ class Spool:
         return number
 
     def sync(self) -> None:
-        """One fdatasync: everything appended so far is safe.  Raises OSError."""
-        if self._file >= 0:
+        """One fdatasync: everything appended so far is safe.
+
+        Raises OSError where the disk fails; then what was appended since the last sync is gone and must be appended
+        again: the kernel forgets what it could not write and would call the next sync a success.
+        """
+        if self._file < 0:
+            return
+        segment = self._segments[-1]
+        try:
             os.fdatasync(self._file)
-            self.durable_number = self.next_number - 1
+        except OSError:
+            self._forget_unsynced(segment)
+            raise
+        self.durable_number = self.next_number - 1
+        self._synced = segment.size, segment.samples, segment.last
+
+    def _forget_unsynced(self, segment: _Segment) -> None:
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, self._synced[0])
+            os.lseek(self._file, self._synced[0], os.SEEK_SET)
+            with self._lock:
+                segment.size, segment.samples, segment.last = self._synced
+                self.next_number = self.durable_number + 1
 
     def _make_room(self, more: int, samples: int) -> None:
         while self.size_bytes + more > self.limit_bytes:
@@ -147,8 +168,7 @@ class Spool:
 
     def _new_segment(self, number: int) -> None:
         path = self.folder / f"{number:016d}{_SUFFIX}"
-        if self._file >= 0:
-            os.fdatasync(self._file)
+        self.sync()
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             _write_all(file, _SEGMENT_MAGIC + self.name)
@@ -162,6 +182,7 @@ class Spool:
         self._file = file
         with self._lock:
             self._segments.append(_Segment(path, number, _SEGMENT_HEADER_BYTES))
+        self._synced = _SEGMENT_HEADER_BYTES, 0, 0
 
     # ---- reading
 

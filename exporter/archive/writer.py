@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import bson
+from bson import Binary
+from bson.errors import InvalidDocument
 from pymongo import MongoClient, UpdateOne
 from pymongo.errors import BulkWriteError, PyMongoError
 
@@ -25,6 +26,7 @@ from exporter.archive.documents import (
     HOSTS,
     OBJECTS,
     RAW,
+    SEEN_AGAIN_MS,
     Document,
     Resolution,
     binary_uuid,
@@ -34,6 +36,7 @@ from exporter.archive.errors import ArchiveError
 from exporter.archive.faults import Fault, fault_of, is_poison, unstored
 from exporter.archive.lease import HostLease
 from exporter.archive.partitions import prepare_partition
+from exporter.archive.quarantine import Quarantine
 from exporter.archive.spool import Spool
 from exporter.archive.windows import Group, Grouper
 from exporter.errors import SettingsError
@@ -46,7 +49,6 @@ log = logging.getLogger(__name__)
 MOST_DOCUMENTS = 100
 """Of one insert: small enough that a batch sent again costs little."""
 _HOUR_MS = 3_600_000
-_SEEN_AGAIN_MS = 3_600_000  # how often last_seen of an object is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,9 @@ class Writer:
         # Hour to how often samples of it were acknowledged: one that comes during its roll-up is not forgotten.
         self._hours = {int(hour): 1 for hour in _list(spool.notes.get("hours"))}
         self._days: set[int] = {int(day) for day in _list(spool.notes.get("days"))}
+        newest_ms = spool.notes.get("newest_ms")  # so that the lag is known although the database is away at the start
+        self.counts.acknowledged_ms = newest_ms if isinstance(newest_ms, int) else 0
+        self._aside = Quarantine(spool.folder / "quarantine.bson")
         self._spool = spool
         self._address = address
         self._collection = lambda start: resolution.collection(start, partition)
@@ -214,7 +219,9 @@ class Writer:
         hours = {tick.wall_ms // _HOUR_MS * _HOUR_MS for tick in group.ticks}
         with self._lock:
             self._hours |= {hour: self._hours.get(hour, 0) + 1 for hour in hours}
-            notes: dict[str, object] = {"hours": sorted(self._hours), "days": sorted(self._days)}
+            newest_ms = group.ticks[-1].wall_ms if group.ticks else self.counts.acknowledged_ms
+            notes: dict[str, object] = {"hours": sorted(self._hours), "days": sorted(self._days),
+                                        "newest_ms": newest_ms}
         try:
             self._spool.acknowledge(group.last, notes)
         except OSError as error:
@@ -223,8 +230,7 @@ class Writer:
         else:
             self._repeated.recovered("position")
         self.counts.samples += group.samples
-        if group.ticks:
-            self.counts.acknowledged_ms = group.ticks[-1].wall_ms
+        self.counts.acknowledged_ms = newest_ms
         with self._lock:
             self._waiting = None
         self._note_oldest()
@@ -298,14 +304,14 @@ class Writer:
             left = unstored(error)
             self.counts.duplicates += len(error.details.get("writeErrors", ())) - len(left)
             self._settle(error, name, [documents[index] for index in left])
-        except PyMongoError as error:
+        except (PyMongoError, InvalidDocument) as error:
             if not is_poison(error):
                 raise
             self._settle(error, name, documents)
         self.counts.batches += 1
         self.counts.documents += len(documents)
 
-    def _settle(self, error: PyMongoError, name: str, left: list[Document]) -> None:
+    def _settle(self, error: PyMongoError | InvalidDocument, name: str, left: list[Document]) -> None:
         """Of what a batch left over, sends each by itself and puts aside what the server will never take."""
         if not left:
             return
@@ -315,20 +321,20 @@ class Writer:
         for document in left:
             try:
                 database[name].insert_one(document)
-            except PyMongoError as own:
+            except (PyMongoError, InvalidDocument) as own:
                 if getattr(own, "code", None) == 11000:
                     continue
                 if not is_poison(own):
                     raise
                 self._put_aside(document, own)
 
-    def _put_aside(self, document: Document, error: PyMongoError) -> None:
-        path = self._spool.folder / "quarantine.bson"
-        with open(path, "ab") as file:
-            file.write(bson.encode(document))
+    def _put_aside(self, document: Document, error: Exception) -> None:
+        if not self._aside.add(document):
+            return
         self.counts.quarantined += 1
         log.error("the database refuses a document for good; it was put aside",
-                  extra={"file": str(path), "object": document["name"], "error": mask_passwords(str(error))[:300]})
+                  extra={"file": str(self._aside.path), "object": document["name"],
+                         "error": mask_passwords(str(error))[:300]})
 
     def _note_objects(self, group: Group) -> None:
         """Keeps ``objects`` and ``hosts`` current: what is new or renamed at once, the time of the rest hourly."""
@@ -341,13 +347,13 @@ class Writer:
         for subject in {entry.subject for tick in group.ticks for entry in tick.entries}:
             key = subject.key()
             name, noted_ms = self._seen.get(key, ("", 0))
-            if name == subject.name and 0 <= at_ms - noted_ms < _SEEN_AGAIN_MS:
+            if name == subject.name and 0 <= at_ms - noted_ms < SEEN_AGAIN_MS:
                 continue
             seen[key] = (subject.name, at_ms)
             hosts[subject.host.uuid] = subject.host
             about = {"kind": subject.kind, "name": subject.name, "uuid": binary_uuid(subject.uuid),
                      "host": binary_uuid(subject.host.uuid), "host_name": subject.host.name}
-            writes.append(UpdateOne({"_id": bson.Binary(key)}, {"$set": about, **_times(at_ms)}, upsert=True))
+            writes.append(UpdateOne({"_id": Binary(key)}, {"$set": about, **_times(at_ms)}, upsert=True))
         if not writes:
             return
         database = self._connected()

@@ -5,20 +5,17 @@ After each fault the database is compared with what the test knows it sampled, v
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from uuid import UUID
 
-import bson
 import pytest
 from pymongo import MongoClient
-from pymongo.errors import DocumentTooLarge
 
 from exporter.archive.archive import Archive
-from exporter.archive.documents import RAW, Host, moment
+from exporter.archive.documents import Host
 from exporter.archive.errors import ArchiveBusyError
-from exporter.archive.faults import Fault, is_poison
+from exporter.archive.faults import Fault
 from exporter.archive.lease import LEASE_S
 from exporter.config import ArchiveSettings
 from tests.exporter.archive.archive_rig import (
@@ -34,7 +31,7 @@ from tests.exporter.archive.archive_rig import (
     uri_of,
     wait_until,
 )
-from tests.exporter.archive.archive_samples import Guests, stored_of, truth_of, uuid_of
+from tests.exporter.archive.archive_samples import Guests, stored_of, truth_of
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 
@@ -126,60 +123,6 @@ def test_each_refusal_is_told_apart_and_overcome(archive_server, database_name, 
         others = {f: n for f, n in run.archive.writer.counts.retries.items() if n and f is not fault}
         assert not others
     assert_stored(uri, database_name, run.truth)
-
-
-def test_a_full_disk_is_waited_out(archive_server, database_name, tmp_path):
-    libc = ctypes.CDLL(None, use_errno=True)
-    mount = tmp_path / "state"
-    mount.mkdir()
-    if libc.mount(b"tmpfs", bytes(mount), b"tmpfs", 0, b"size=512k"):
-        pytest.skip(f"no right to mount a small disk: {os.strerror(ctypes.get_errno())}")
-    try:
-        with rig(mount, uri_of(archive_server), database_name) as run:
-            run.sample(3)
-            filler = mount / "filler"
-            try:
-                with open(filler, "wb") as file:
-                    while True:
-                        file.write(bytes(4096))
-                        file.flush()
-            except OSError:
-                pass
-            batches = [run.guests.batch(run.clock_s + 10 * n, run.monotonic_s + 10 * n) for n in range(8)]
-            for batch in batches:
-                run.truth |= truth_of(batch)
-                held = len(run.archive._recorder._held)
-                run.archive.record(batch)
-                wait_until(lambda held=held: len(run.archive._recorder._held) > held, "it is held in memory")
-            assert run.archive.spool.counts.dropped_samples["disk_full"] == 0
-            filler.unlink()
-            run.clock_s += 80
-            run.monotonic_s += 80
-            run.sample(1)
-            assert not run.archive._recorder._held
-            run.drain()
-        assert_stored(uri_of(archive_server), database_name, run.truth)
-    finally:
-        libc.umount2(bytes(mount), 2)
-
-
-def test_a_spool_that_is_damaged_in_its_middle(archive_server, database_name, tmp_path):
-    dead = f"mongodb://127.0.0.1:1/?x{TIMEOUTS}".replace("?x&", "?")
-    kept = {}
-    with rig(tmp_path, dead, database_name) as run:
-        for number in range(13):
-            for batch in run.sample(1):
-                if number != 4:
-                    kept |= truth_of(batch)
-        frames = list(run.archive.spool.frames(0))
-    (path,) = (tmp_path / "archive" / "spool").glob("*.spool")
-    data = bytearray(path.read_bytes())
-    data[data.index(frames[4].payload) + 50] ^= 1
-    path.write_bytes(data)
-    with rig(tmp_path, uri_of(archive_server), database_name) as again:
-        assert again.archive.spool.counts.damaged_stretches == 1
-        again.drain()
-    assert_stored(uri_of(archive_server), database_name, kept)
 
 
 def test_a_clock_that_is_set_back(archive_server, database_name, tmp_path):
@@ -276,37 +219,19 @@ def test_a_schema_from_the_future_is_left_alone(archive_server, database_name, t
     assert_stored(uri, database_name, run.truth)
 
 
-def test_a_document_that_the_server_never_takes_is_put_aside(archive_server, database_name, tmp_path):
-    uri = uri_of(archive_server)
-    with MongoClient(uri) as client, rig(tmp_path, uri, database_name) as run:
-        name = RAW.collection(moment(START_S * 1000))
-        client[database_name].create_collection(name, validator={"name": {"$ne": "guest1"}})
+def test_how_far_the_database_is_behind_is_known_after_a_restart_without_it(archive_server, database_name, tmp_path):
+    def lag_s(run):
+        return run.archive.own_record(0.0).stats.get("archive.lag")
+
+    with rig(tmp_path, uri_of(archive_server), database_name) as run:
+        assert lag_s(run) is None  # it has nothing yet
         run.sample(7)
         run.drain()
-        assert run.archive.writer.counts.quarantined == 2
-        aside = bson.decode_all((run.archive.spool.folder / "quarantine.bson").read_bytes())
-    assert {document["name"] for document in aside} == {"guest1"}
-    kept = {key: value for key, value in run.truth.items() if key[0] != uuid_of(1)}
-    assert_stored(uri, database_name, kept)
-    assert is_poison(DocumentTooLarge("more than 16 MiB"))
-
-
-def test_a_full_spool_counts_what_it_drops_and_stores_the_rest(archive_server, database_name, tmp_path):
-    dead = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=300"
-    with rig(tmp_path, dead, database_name, guests=Guests(30, 4, 2, 2), spool={"limit": 1 << 20}) as run:
-        sampled = {}
-        while not run.archive.spool.counts.dropped_samples["spool_full"]:
-            run.sample(1)
-        sampled |= run.truth
-        dropped = run.archive.spool.counts.dropped_samples["spool_full"]
-        assert run.archive.spool.size_bytes <= 1 << 20
-    with rig(tmp_path, uri_of(archive_server), database_name, guests=run.guests) as again:
-        again.drain()
-    found, doubled = stored_of(raw_documents(uri_of(archive_server), database_name))
-    assert not doubled
-    assert found.items() <= sampled.items()
-    lost = {key[:2] for key in sampled.keys() - found.keys()}
-    assert len(lost) == dropped
+        newest_s = run.clock_s - 10
+    dead = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=200"
+    with rig(tmp_path, dead, database_name, guests=run.guests) as again:
+        again.clock_s = newest_s + 1000
+        assert lag_s(again) == 1000
 
 
 def test_samples_wait_until_libvirt_tells_the_host(archive_server, database_name, tmp_path):

@@ -37,7 +37,9 @@ def store(database, windows):
         prepare_partition(database, name, False)
         database[name].insert_one(window.document(window_origin(b"test", number)))
     about = {"kind": "domain", "uuid": UUID(int=5), "host": HOST.uuid}
-    database.objects.update_one({"_id": b"web"}, {"$set": about}, upsert=True)
+    times = [moment(window.start_ms) for window in windows]
+    database.objects.update_one({"_id": b"web"}, {"$set": about, "$min": {"first_seen": min(times)},
+                                                  "$max": {"last_seen": max(times)}}, upsert=True)
 
 
 def minute(start_ms, values, disks=None, step_ms=15_000, count=4):
@@ -137,6 +139,32 @@ def test_a_day_is_made_of_its_hours(database):
     assert (rss["min"], rss["max"]) == ([1, 1], [30, 40])
     close(rss["avg"], [(3 * 3 + 30 + 4) / 8, (4 * 3 + 40 + 4) / 8])
     assert document["values"]["cpu_time_ns"]["increase"] == [45, 45]
+
+
+def test_guests_that_were_not_there_are_not_asked_for(archive_server, database):
+    """With hundreds of short-lived guests a day, an hour's roll-up would otherwise ask for all there ever were."""
+    store(database, [minute(HOUR, {"memory_rss_kib": [1, 2, 3, 4]})])
+    for number, hours in enumerate((-3, -1, 1, 3)):  # last seen is noted once an hour, so -1 may have been there
+        seen = moment(HOUR + HOUR_MS // 2 + hours * HOUR_MS)
+        database.objects.insert_one({"kind": "domain", "uuid": UUID(int=50 + number), "host": HOST.uuid,
+                                     "first_seen": seen, "last_seen": seen})
+    asked = []
+
+    class Listener(CommandListener):
+        def started(self, event):
+            if event.command.get("find", "").startswith("raw_"):
+                asked.append(event.command["filter"]["uuid"])
+
+        def succeeded(self, event):
+            pass
+
+        def failed(self, event):
+            pass
+
+    with MongoClient(archive_server.uri(120), tz_aware=True, uuidRepresentation="standard",
+                     event_listeners=[Listener()]) as client:
+        assert roll_up_hour(client[database.name], HOST.uuid, HOUR) == 1
+    assert {UUID(bytes=bytes(uuid.bytes)) for uuid in asked} == {UUID(int=5), UUID(int=51)}
 
 
 def test_every_read_of_a_roll_up_takes_its_own_documents_from_the_index(archive_server, database):

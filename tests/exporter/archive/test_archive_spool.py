@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import shutil
 
@@ -159,3 +161,44 @@ def test_a_folder_that_cannot_be_used_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SpoolError, match=r"archive spool .*file.* check"):
         Spool(tmp_path / "file" / "spool")
+
+
+def test_what_the_disk_did_not_take_is_appended_again_and_is_there_once(tmp_path, monkeypatch):
+    """After a failed fdatasync the kernel takes the lost pages for written, so a second one alone proves nothing."""
+    spool = filled(tmp_path, [b"safe"])
+    real = os.fdatasync
+    for payload in (b"one", b"two"):
+        spool.append(SAMPLES, payload, 2)
+
+    def failing(_file):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        spool.sync()
+    monkeypatch.setattr(os, "fdatasync", real)
+    assert payloads_in(spool) == [b"safe"]
+    assert (spool.pending_samples, only_segment(tmp_path).stat().st_size) == (1, spool.size_bytes)
+    assert [spool.append(SAMPLES, payload, 2) for payload in (b"one", b"two")] == [2, 3]
+    spool.sync()
+    assert payloads_in(spool) == [b"safe", b"one", b"two"]
+    spool.close()
+    assert payloads_in(Spool(tmp_path)) == [b"safe", b"one", b"two"]
+
+
+def test_a_segment_that_cannot_be_ended_safely_is_not_left_behind(tmp_path, monkeypatch):
+    spool = filled(tmp_path, [b"a" * 2000], limit_bytes=1 << 20, segment_bytes=4096)
+    spool.append(SAMPLES, b"b" * 1900, 1)
+    real = os.fdatasync
+    failures = [OSError(errno.EIO, "x")]
+    monkeypatch.setattr(os, "fdatasync", lambda file: real(file) if not failures else _raise(failures.pop()))
+    with pytest.raises(OSError, match="x"):
+        spool.append(SAMPLES, b"c" * 1000, 1)  # begins the next segment
+    for payload in (b"b" * 1900, b"c" * 1000):
+        spool.append(SAMPLES, payload, 1)
+    spool.sync()
+    assert payloads_in(spool) == [b"a" * 2000, b"b" * 1900, b"c" * 1000]
+
+
+def _raise(error):
+    raise error
