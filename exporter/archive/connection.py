@@ -72,8 +72,10 @@ class Address:
         if self.password is not None:
             options["password"] = self.password
         try:
+            # Not at once: an SRV name is looked up at the first use, so that a name server that is away is a fault of
+            # the archive like any other, and no reason not to start.
             client: MongoClient[dict[str, Any]] = MongoClient(self.uri, appname=application[:100], tz_aware=True,
-                                                              uuidRepresentation="standard", **options)
+                                                              uuidRepresentation="standard", connect=False, **options)
         except (InvalidURI, ConfigurationError, ValueError, TypeError, OSError) as error:
             cause = mask_passwords(str(error))
             raise SettingsError(f"archive.uri: {self.shown} cannot be used ({cause}); correct it") from error

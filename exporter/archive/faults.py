@@ -8,6 +8,7 @@ from bson.errors import InvalidDocument
 from pymongo.errors import (
     AutoReconnect,
     BulkWriteError,
+    ConfigurationError,
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
@@ -67,7 +68,8 @@ def fault_of(error: Exception) -> Fault:
         return Fault.DISK_FULL
     if isinstance(error, OperationFailure) or not isinstance(error, PyMongoError | OSError):
         return Fault.OTHER if isinstance(error, PyMongoError) else Fault.UNREACHABLE
-    return Fault.UNREACHABLE if isinstance(error, AutoReconnect | OSError) else Fault.OTHER
+    # An SRV name that is not found is a ConfigurationError; a URI that is wrong was a SettingsError before.
+    return Fault.UNREACHABLE if isinstance(error, AutoReconnect | ConfigurationError | OSError) else Fault.OTHER
 
 
 def is_poison(error: PyMongoError | InvalidDocument) -> bool:

@@ -111,10 +111,11 @@ class Server:
             return 0
 
 
-def exporter_server(folder: Path, uri: str, flags: Sequence[str] = (), prefix: Sequence[str] = ()) -> Server:
+def exporter_server(folder: Path, uri: str, flags: Sequence[str] = (), prefix: Sequence[str] = (),
+                    environment: Mapping[str, str] | None = None) -> Server:
     """`virtgauge exporter` on libvirt `uri` with more `flags`, not yet started; its log is in `folder`.
 
-    `prefix` is what runs it (setpriv with its arguments, for instance) and becomes it.
+    `prefix` is what runs it (setpriv with its arguments, for instance) and becomes it; `environment` is added to ours.
     """
     port = free_port()
     command = [
@@ -126,7 +127,7 @@ def exporter_server(folder: Path, uri: str, flags: Sequence[str] = (), prefix: S
         *flags,
     ]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VIRTGAUGE_")}
-    return Server(command, port, folder / f"exporter-{port}.log", kept)
+    return Server(command, port, folder / f"exporter-{port}.log", {**kept, **(environment or {})})
 
 
 class Prometheus(Server):

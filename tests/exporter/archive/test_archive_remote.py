@@ -14,6 +14,7 @@ from exporter.archive.embedded import program
 from exporter.archive.faults import Fault
 from tests.exporter.archive.archive_rig import TIMEOUTS, assert_stored, rig, wait_until
 from tests.exporter.archive.remote_server import DATABASES, PASSWORD, RemoteServer, name_server
+from tests.live.servers import exporter_server
 
 pytestmark = pytest.mark.live
 ROOT = Path(__file__).parents[3]
@@ -89,6 +90,33 @@ def test_what_is_wrong_is_told_without_the_password(remote, database, tmp_path, 
     assert word in told
     for secret in SECRETS:
         assert secret not in told + caplog.text
+
+
+@pytest.mark.parametrize(("uri", "more", "fault"), [
+    ("mongodb://modern:{wrong}@localhost:{port}/?{tls}&authSource=people", {}, "authentication"),
+    ("mongodb://localhost:{port}/?{tls}&authSource=people", {"USERNAME": "modern", "PASSWORD": "{wrong}"},
+     "authentication"),
+    ("mongodb://modern:{right}@localhost:{port}/?authSource=people&serverSelectionTimeoutMS=500", {}, "unreachable"),
+    ("mongodb+srv://modern:{right}@nowhere.invalid/?authSource=people", {}, "unreachable"),
+], ids=["URI", "environment", "no TLS", "SRV without a name server"])
+def test_no_log_and_no_page_of_an_exporter_shows_a_password(remote, database, tmp_path, uri, more, fault):
+    """At level debug, with the driver's own messages: wrong password, wrong transport, a name that nobody knows."""
+    given = {"wrong": "wr0ng%21pass", "right": quote_plus(PASSWORD), "port": remote.port, "tls": remote.tls()}
+    environment = {"VIRTGAUGE_ARCHIVE_URI": uri.format(**given), "VIRTGAUGE_ARCHIVE_DATABASE": database,
+                   **{f"VIRTGAUGE_ARCHIVE_{name}": text.format(**given) for name, text in more.items()}}
+    flags = ["--sampling.interval=1s", "--archive.window=10s", f"--state.directory={tmp_path}/state",
+             "--log.level=debug"]
+    with exporter_server(tmp_path, "test:///default", flags, environment=environment) as server:
+        server.start()
+        server.wait_ready(60)
+        line = f'virtgauge_archive_fault{{fault="{fault}"}} 1'
+        wait_until(lambda: line in server.get("/metrics"), f"{fault} is told")
+        shown = server.get("/metrics") + server.get("/")
+    log = server.log.read_text()
+    assert f"fault={fault}" in log
+    assert "level=debug" in log
+    for secret in ("wr0ng", *SECRETS):
+        assert secret not in shown + log
 
 
 def test_a_database_that_the_user_may_not_write_is_an_authentication_fault(remote, database, tmp_path):

@@ -73,6 +73,11 @@ def test_a_uri_that_the_driver_refuses_says_why_without_the_password(uri):
     assert "hid" not in str(caught.value)
 
 
+@pytest.mark.parametrize("uri", ["mongodb+srv://root:hidden@nowhere.invalid/", "mongodb://root:hidden@nowhere.invalid/"])
+def test_a_name_that_cannot_be_looked_up_now_is_no_wrong_setting(uri):
+    Address(uri, "virtgauge").check()
+
+
 def test_the_password_comes_from_a_file(tmp_path):
     (tmp_path / "password").write_text("from file\n")
     settings = ArchiveSettings(uri="mongodb://root@h/", password_file=tmp_path / "password")
