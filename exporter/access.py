@@ -86,7 +86,7 @@ def require_domain(request: HTTPConnection, name: str) -> Principal:
     """The request's principal, if the domain is in its scope; raises Forbidden else."""
     principal = principal_of(request)
     if not principal.allows_domain(name):
-        raise Forbidden("domain", f"token {principal.name} does not reach the domain {name[:100]!r}")
+        raise Forbidden("domain", f"token {principal.name} reaches no domain {name[:100]!r}")
     return principal
 
 

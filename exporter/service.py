@@ -203,7 +203,8 @@ def run_exporter(settings: Settings) -> None:
     """Serve the page until SIGINT or SIGTERM.  Raises VirtgaugeError where it cannot listen."""
     raise_open_files_limit()
     refusals = Refusals()
-    front = front_of(settings.web, refusals, token_paths=(API_PATHS,))
+    # Without an archive there is no API, and nobody else who would ask for a token there.
+    front = front_of(settings.web, refusals, token_paths=(API_PATHS,) if settings.archive.uri else ())
     sockets = listening_sockets(settings.web, os.environ)  # early: a port in use must not start anything
     exporter = Exporter(settings, refusals)
     history = _history_routes(exporter.archive)

@@ -163,6 +163,9 @@ def parse_telemetry_path(value: object) -> str:
         raise ValueError("is not a URL path; write it like /metrics")
     if value.startswith("/-/") or value == "/-":
         raise ValueError("is kept for the health pages; choose another, like /metrics")
+    # Who asks for a page there is asked for a token and not for the web configuration's password.
+    if value.startswith("/api/") or value == "/api":
+        raise ValueError("is kept for the APIs; choose another, like /metrics")
     return value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -38,15 +38,22 @@ class ArchivedDomain:
         return self.first_seen_s < span.end_s + 60 and self.last_seen_s > span.start_s - NOTED_EVERY_S
 
 
-def find_domain(database: Database, wanted: str, span: Span, host: str | None = None) -> ArchivedDomain:
+def find_domain(
+    database: Database,
+    wanted: str,
+    span: Span,
+    host: str | None = None,
+    may_be_named: Callable[[str], bool] = lambda _: True,
+) -> ArchivedDomain:
     """The domain of that name or UUID, on that host where one is given.
 
     Of several with one name the one that was seen in the span; a domain that moved between hosts is one domain.
-    Raises UsageError where there is none (naming the nearest) or several, HistoryError where the database fails.
+    Raises UsageError where there is none (naming the nearest of those that may be named) or several, HistoryError
+    where the database fails.
     """
     domains = [d for d in _found(database, _condition(wanted)) if host is None or d.host_name == host]
     if not domains:
-        raise UsageError(_unknown(wanted, host, all_domains(database)))
+        raise UsageError(_unknown(wanted, host, [d for d in all_domains(database) if may_be_named(d.name)]))
     in_span = [domain for domain in domains if domain.seen_in(span)] or domains
     if len({domain.uuid for domain in in_span}) > 1:
         choice = "; ".join(f"{d.uuid} on {d.host_name}, last seen {iso(d.last_seen_s)}" for d in in_span[:8])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from exporter.archive.document_reader import Database, Unsealed
@@ -86,14 +86,22 @@ def absolute(question: Question, now_s: float) -> Question:
 
 
 def ask(
-    database: Database, fields: HistoryFields, question: Question, now_s: float, unsealed: Unsealed | None = None
+    database: Database,
+    fields: HistoryFields,
+    question: Question,
+    now_s: float,
+    unsealed: Unsealed | None = None,
+    may_be_named: Callable[[str], bool] = lambda _: True,
 ) -> Answer:
-    """The answer; raises UsageError for a question that makes no sense, HistoryError where the database fails."""
+    """The answer; raises UsageError for a question that makes no sense, HistoryError where the database fails.
+
+    `may_be_named` tells of a domain's name whether an error may hold it.
+    """
     span = parse_span(question.since or DEFAULT_SINCE, question.until or "now", now_s)
     wanted = fields.all_named(question.fields or (DEFAULT_FIELD,))
     step_s = parse_step(question.step) if question.step else None
     most_points = _points(question.points)
-    domain = find_domain(database, question.domain, span, question.host or None)
+    domain = find_domain(database, question.domain, span, question.host or None, may_be_named)
     return Answer(domain, History(database, unsealed).read(domain.uuid, wanted, span, step_s, most_points))
 
 

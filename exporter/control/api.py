@@ -192,11 +192,14 @@ class _Endpoints:
         try:
             subject = self._runner.find(operation, reference, parameters)
         except NotFoundError as error:
-            # The nearest names are of domains that a narrow token may not know.
             if principal.allows_every_domain:
                 raise
+            # What is out of scope and what is not there look the same, else ids and UUIDs could be tried out.
+            if reference is not None and not principal.allows_domain(reference):
+                raise _out_of_scope(reference, principal) from None
+            # The nearest names are of domains that a narrow token may not know.
             raise NotFoundError(error.cause, next_step="list the domains with GET /api/v1/domains") from None
-        _require_scope(_domain(subject), principal)
+        _require_scope(_domain(subject), principal, asked=reference)
         return subject
 
     def _answered(self, job: Job) -> Response:
@@ -240,7 +243,8 @@ class _Endpoints:
         return endpoint
 
     async def metrics(self, request: HttpRequest) -> Response:
-        require_role(request, Role.READER)
+        # It tells of all domains: what their agents say, and whom rules have acted upon.
+        _require_scope(None, require_role(request, Role.READER))
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         more = await asyncio.to_thread(self._more_metrics, "openmetrics" in content_type)
         page = await asyncio.to_thread(encode, self._registry)
@@ -269,15 +273,27 @@ def _domain(subject: Subject) -> str | None:
     return subject.name if subject.kind == "domain" else None
 
 
-def _require_scope(domain: str | None, principal: Principal, *, listing: bool = False) -> None:
-    """Raises Forbidden where the token does not reach the domain, or, for None or "", the whole host."""
+def _require_scope(
+    domain: str | None, principal: Principal, *, listing: bool = False, asked: str | None = None
+) -> None:
+    """Raises Forbidden where the token does not reach the domain, or, for None or "", the whole host.
+
+    `asked` is the caller's word for it: by an id or UUID it shall not learn a name.
+    """
     if domain:
         allowed = principal.allows_domain(domain)
     else:
         allowed = principal.allows_every_domain or (listing and domain is None)
     if not allowed:
-        what = f"the domain {domain[:100]!r}" if domain else "what concerns the whole host"
-        raise Forbidden("domain", f"token {principal.name} does not reach {what}")
+        raise _out_of_scope(asked or domain, principal) if domain else _not_the_whole_host(principal)
+
+
+def _out_of_scope(asked: str, principal: Principal) -> Forbidden:
+    return Forbidden("domain", f"token {principal.name} reaches no domain {asked[:100]!r}")
+
+
+def _not_the_whole_host(principal: Principal) -> Forbidden:
+    return Forbidden("domain", f"token {principal.name} does not reach what concerns the whole host")
 
 
 def _visible(operation: AnyOperation, result: Result, principal: Principal) -> dict[str, Any]:

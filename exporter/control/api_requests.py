@@ -71,7 +71,7 @@ def _typed(name: str, kind: Mapping[str, Any], text: str) -> object:
             return _SWITCH[text.lower()]
         if types & {"integer", "number"}:
             return json.loads(text)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise InvalidError(f"query parameter {name} {text[:60]!r} is malformed", next_step="correct it") from error
     return text
 

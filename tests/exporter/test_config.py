@@ -297,7 +297,7 @@ def test_a_malformed_uri_is_named_with_its_flag():
     assert message.startswith("libvirt.uri (--libvirt.uri): 'quemu:///system' names no driver")
 
 
-@pytest.mark.parametrize("path", ["metrics", "/-/ready", "/a b", "/m?x=1", "/{x}", ""])
+@pytest.mark.parametrize("path", ["metrics", "/-/ready", "/a b", "/m?x=1", "/{x}", "", "/api/metrics", "/api"])
 def test_telemetry_paths_that_cannot_be(path):
     assert "web.telemetry_path" in problem({"web.telemetry_path": path})
 

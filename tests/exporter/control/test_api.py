@@ -120,9 +120,21 @@ def test_scopes_by_domain(service):
     for path in ("/api/v1/domains/db1", "/api/v1/domains/6695eb01-f6a4-8304-79aa-97f2502e1940", "/api/v1/interfaces",
                  "/api/v1/interfaces/lan0", "/api/v1/interfaces:change"):  # fmt: skip
         assert service.problem("GET", path, token="web") == (403, "forbidden")
-    _, document = service.ask("GET", "/api/v1/domains/db2", token="web")
-    assert "nearest" not in document
-    assert "db1" not in json.dumps(document)
+    assert service.problem("GET", "/metrics", token="web") == (403, "forbidden")
+    assert service.problem("GET", "/api/v1/domains/web9", token="web") == (404, "not-found")
+
+
+def test_ids_and_uuids_tried_out_tell_a_narrow_token_nothing(service):
+    """What is out of scope and what is not there: the same answer, in the caller's own words."""
+    there = [str(service.ask("GET", f"/api/v1/domains/{name}")[1]["details"]["id"]) for name in ("web1", "db1")]
+    assert service.ask("GET", f"/api/v1/domains/{there[0]}", token="web")[0] == 200
+    for asked in (there[1], "77", "6695eb01-f6a4-8304-79aa-97f2502e1940", "6695eb01-f6a4-8304-79aa-97f2502e19ff",
+                  "db1", "db2", "uuid:6695eb01-f6a4-8304-79aa-97f2502e1940", f"id:{there[1]}"):  # fmt: skip
+        for method, path in (("GET", ""), ("GET", "/xml"), ("POST", "/suspend")):
+            status, document = service.ask(method, f"/api/v1/domains/{asked}{path}", {} if path == "/suspend" else None,
+                                           token="web")  # fmt: skip
+            assert (status, document["detail"]) == (403, f"token web reaches no domain {asked!r}")
+            assert "nearest" not in document
 
 
 @pytest.mark.parametrize("operation", [o for o in OPERATIONS if not o.reads], ids=lambda o: o.name)

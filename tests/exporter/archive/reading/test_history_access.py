@@ -80,8 +80,10 @@ def test_a_scope_limits_what_is_seen_by_name_by_uuid_in_lists_and_by_remote_read
         asked = [served.ask("/api/v1/history/query", token, domain=domain) for token in (everything, web)]
         assert tuple(status for status, _ in asked) == statuses, domain
         # Not even an error names what is out of scope, beyond what was asked for or found by its UUID.
-        if domain == "db2":
+        if domain != "db1":
             assert b"db1" not in asked[1][1]
+    # The nearest name is of those that the token reaches, and so is the nearest host.
+    assert b"nearest is web1" in served.ask("/api/v1/history/query", web, domain="web_db1")[1]
     assert served.refusals["domain"] == 3
     # A query for everything: no matchers, all of the time.
     request = bytes(snappy.compress_raw(b"\x0a\x07\x10" + _varint((T0 + 600) * 1000)))
