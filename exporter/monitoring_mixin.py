@@ -65,13 +65,16 @@ def rules(values: Mapping[str, Any]) -> str:
     return "# Written by virtgauge from its template; change the knobs, not this file.\n" + text
 
 
-def dashboards(job: str) -> dict[str, str]:
-    """Each dashboard's text by file name; `job` is a regular expression that bounds the variable Job, or empty."""
+def dashboards(job: str, runbooks: str) -> dict[str, str]:
+    """Each dashboard's text by file name; alerts in it link to their runbooks at the address `runbooks`.
+
+    `job` is a regular expression that bounds the variable Job, or empty. The control service has a job of its own.
+    """
     found = {}
     for file in sorted((FOLDER / "dashboards").glob("*.json")):
-        document = json.loads(file.read_text())
+        document = json.loads(file.read_text().replace(f'"{knobs()["runbooks"]}/', f"{json.dumps(runbooks)[:-1]}/"))
         for variable in document["templating"]["list"] if job else ():
-            if variable["name"] == "job":
+            if variable["name"] == "job" and "virtgauge_control" not in variable["definition"]:
                 variable["regex"] = f"/{job}/"
         found[file.name] = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     return found
@@ -84,8 +87,9 @@ def export(folder: Path, job: str, changes: Mapping[str, str]) -> list[Path]:
     """
     if job and "selector" not in changes:
         changes = {**changes, "selector": f"job=~{json.dumps(job)}"}
-    texts = {f"dashboards/{name}": text for name, text in dashboards(job).items()}
-    texts[str(RULES)] = rules(turned(changes))
+    values = turned(changes)
+    texts = {f"dashboards/{name}": text for name, text in dashboards(job, values["runbooks"]).items()}
+    texts[str(RULES)] = rules(values)
     try:
         for name, text in texts.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

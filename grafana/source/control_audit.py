@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from grafana.source import infinity
 from grafana.source.fleet import ALERTS, OPERATIONS
-from grafana.source.grid import YES_NO, Dashboard, Query, Row, graph, listing, number, upper
+from grafana.source.grid import Dashboard, Row
+from grafana.source.panels import YES_NO, Query, graph, listing, number, upper
 
 RUNS = "virtgauge_control_rule_runs_total"
 NO_RULES = "No rules (control.rules_file)"
@@ -26,9 +28,10 @@ def a_minute(by: str, matchers: str = "") -> str:
 
 CONTROL = Dashboard(
     uid="virtgauge-control", title="virtgauge / Control and audit", annotations=(ALERTS, OPERATIONS),
+    more_variables=(infinity.variable("control"),),
     source="virtgauge_control_operations_running",
-    description="Who did what to the guests, and did it work? Operations of the control service by outcome and time; the "
-                "records themselves are shown by virtgauge control audit.",
+    description="Who did what to the guests, and did it work? Operations of the control service by outcome and time, and its "
+                "audit trail.",
     rows=(
         Row("Now", (
             number("Running", "Operations that may change something, running now.", "none",
@@ -54,8 +57,8 @@ CONTROL = Dashboard(
                   Query("histogram_quantile(0.95, sum by (operation, le) "
                         "(rate(virtgauge_control_operation_duration_seconds_bucket{@host}[$__rate_interval])))",
                         "{{operation}}"), empty="No operation yet"),
-            listing("Operations", "Runs by operation and outcome, in the time shown. Who asked, and why, is in the "
-                    "audit trail: virtgauge control audit.",
+            listing("Operations", "Runs by operation and outcome, in the time shown. Who asked, and why: row Who did "
+                    "what, or virtgauge control audit.",
                     Query(over_time(by="instance, operation, outcome") + " > 0", "Runs"),
                     labels={"instance": "Host", "operation": "Operation", "outcome": "Outcome"}, sort="Runs",
                     empty="No operation yet"),
@@ -100,6 +103,7 @@ CONTROL = Dashboard(
                           "Last act", "s"),
                     labels={"rule": "Rule", "instance": "Host"}, sort="Alerts", height=8, empty=NO_RULES),
         )),
+        Row("Who did what, from the audit trail", (infinity.acts_listing(height=12),), collapsed=True),
         Row("The audit trail in the archive", (
             graph("Records that wait", "Records of the audit trail that the database does not have yet.", "none",
                   Query("virtgauge_control_audit_waiting_records{@host}", "{{instance}}"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from grafana.source import infinity
+from grafana.source.causes import LATENCY, OF_LIMIT
 from grafana.source.fleet import ALERTS, EVENTS, STARTS
-from grafana.source.grid import ALARM, YES_NO, Dashboard, Query, Row, graph, listing, number, timeline, upper
+from grafana.source.grid import Dashboard, Row
 from grafana.source.infinity import Past, history
+from grafana.source.panels import ALARM, YES_NO, Query, graph, listing, number, timeline, upper
 from grafana.source.states import STATE, STATE_WORDS
 
 DEVICE = "{{target_device}}"
@@ -17,26 +19,31 @@ DOMAIN = Dashboard(
                 "order in which work flows through them.",
     rows=(
         Row("Now", (
-            number("State", "The state libvirt gives.", "none", STATE, words=STATE_WORDS, trend=False),
+            number("State", "The state libvirt gives, and the reason where it is told.", "none", STATE, words=STATE_WORDS,
+                   trend=False, width=3),
             number("Running since", "When the guest's process started.", "dateTimeFromNow",
-                   "max(libvirt_domain_start_timestamp_seconds{@domain}) * 1000", trend=False, empty="Not running"),
+                   "max(libvirt_domain_start_timestamp_seconds{@domain}) * 1000", trend=False, empty="Not running",
+                   width=3),
             number("pCPUs in use", "pCPUs in use, QEMU's own threads included.", "short",
-                   "sum(libvirt_domain_cpu_usage_cores{@domain})"),
-            number("Worst steal", "Share of time that its worst vCPU was ready and had no pCPU.", "percentunit",
-                   "max(libvirt_domain_vcpu_steal_ratio{@domain})", steps=upper(0.1, 0.3), empty="Not measured"),
+                   "sum(libvirt_domain_cpu_usage_cores{@domain})", width=3),
+            number("Worst steal", "Share of time that its worst vCPU was ready and had no pCPU: the host is short of CPU.",
+                   "percentunit", "max(libvirt_domain_vcpu_steal_ratio{@domain})", steps=upper(0.1, 0.3),
+                   empty="Not measured", width=3),
             number("Memory used", "What the guest says it uses of what it sees.", "percentunit",
                    "max(libvirt_domain_memory_used_ratio{@domain})", steps=upper(0.9, 0.97),
-                   empty="Guest does not say"),
+                   empty="Guest does not say", width=3),
+            number("Slowest disk", "Mean seconds of its slowest disk's reads, writes or flushes, whichever are slowest.", "s",
+                   f"max({LATENCY})", steps=upper(0.05, 0.2), empty="No requests", width=3),
+            number("Nearest limit", "The highest share that it uses of any limit set for it: of a disk, an interface, CPUs. "
+                   "Near 100 % the limit makes it slow, not the host.", "percentunit", f"max({OF_LIMIT})",
+                   steps=upper(0.9), empty="No limit set", width=3),
             number("Monitor", "Seconds that the guest's monitor has not answered; 0 is well.", "s",
-                   "max(libvirt_domain_monitor_busy_seconds{@domain})", steps=ALARM),
+                   "max(libvirt_domain_monitor_busy_seconds{@domain})", steps=ALARM, width=3),
         )),
         Row("What happened", (
-            timeline("State over time", "The guest's state over time; the marks are starts and alerts.",
-                     Query(STATE, "{{domain}}"), words=STATE_WORDS, width=12, height=5),
-            timeline("State and its reason", "Each pair of state and reason that there was: 'paused: io_error' is a "
-                     "guest whose storage failed, 'paused: user' one that somebody paused.",
-                     Query("max by (state, reason) (libvirt_domain_state_reason{@domain})", "{{state}}: {{reason}}"),
-                     words={"1": ("yes", "blue")}, width=12, height=5),
+            timeline("State and its reason", "The guest's state over time: 'paused: io_error' is a guest whose storage failed, "
+                     "'paused: user' one that somebody paused. The marks in the graphs below are starts, events and alerts.",
+                     Query(STATE, "{{domain}}"), words=STATE_WORDS, height=4),
             timeline("Sample", "Whether libvirt answered in full. In part: the figures that are missing are absent, "
                      "never zero; the reason says why.",
                      Query("min(libvirt_domain_sample_complete{@domain})", "complete"),
@@ -68,7 +75,14 @@ DOMAIN = Dashboard(
                     Query("max by (domain) (libvirt_domain_snapshots{@domain})", "Snapshots"),
                     Query("max by (domain) (libvirt_domain_job_last_elapsed_seconds{@domain})", "Last job took", "s"),
                     labels={"domain": "Guest"}, width=12, height=8),
+            infinity.acts_listing("${domain}", height=7),
         ), collapsed=True),
+        Row("Limits", (
+            graph("Use of its limits", "Share that it uses of each limit set for its disks, interfaces and CPUs. A line near "
+                  "100 % is a guest that is slow because somebody set it so.", "percentunit",
+                  Query(f"max by (target_device, limit) ({OF_LIMIT})", f"{DEVICE} {{{{limit}}}}"), steps=upper(0.9),
+                  ratio=True, width=24, height=7, empty="No limit is set for this guest"),
+        )),
         Row("CPU", (
             graph("Use of each vCPU", "Share of a pCPU each vCPU used. One at 100 % beside idle ones is a program with "
                   "one thread.", "percentunit",
@@ -194,7 +208,7 @@ DOMAIN = Dashboard(
                           "Highest offset written", "bytes"),
                     labels={"target_device": "Disk", "bus": "Bus", "disk_type": "Type", "driver_type": "Format",
                             "cache": "Cache", "discard": "Discard", "serial": "Serial", "source_file": "Source"},
-                    narrow=("target_device", "bus", "disk_type", "driver_type", "cache", "discard"), height=7,
+                    narrow=("target_device", "bus", "disk_type", "driver_type", "cache", "discard"), height=5,
                     empty="No disk"),
         )),
         Row("Network", (

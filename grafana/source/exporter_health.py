@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from grafana.source.fleet import ALERTS
-from grafana.source.grid import ALARM, UP_DOWN, Dashboard, Query, Row, graph, listing, number, timeline, upper
+from grafana.source.grid import Dashboard, Row
+from grafana.source.panels import ALARM, UP_DOWN, Query, graph, listing, number, ours, timeline, upper
 
 EXPORTER = Dashboard(
     uid="virtgauge-exporter", title="virtgauge / Exporter and archive health", annotations=(ALERTS,),
@@ -12,11 +13,11 @@ EXPORTER = Dashboard(
     rows=(
         Row("Now", (
             number("Exporters", "Exporters that Prometheus reaches, of those it should.", "percentunit",
-                   "avg(up{@host})", steps=((None, "red"), (1, "green"))),
+                   f"avg({ours('up{@host}')})", steps=((None, "red"), (1, "green"))),
             number("libvirt", "Exporters whose libvirt answers.", "percentunit", "avg(libvirt_up{@host})",
                    steps=((None, "red"), (1, "green"))),
             number("Slowest scrape", "Seconds the slowest scrape takes. Prometheus gives up after its scrape timeout.",
-                   "s", "max(scrape_duration_seconds{@host})", steps=upper(2, 8)),
+                   "s", f"max({ours('scrape_duration_seconds{@host}')})", steps=upper(2, 8)),
             number("Oldest sample", "Age of the sample on the page; above the maximum age libvirt does not answer.",
                    "s", "max(virtgauge_sample_age_seconds{@host})", steps=upper(15, 60)),
             number("Stuck calls", "libvirt calls that were left to themselves: each is held by a hung guest.", "none",
@@ -24,17 +25,17 @@ EXPORTER = Dashboard(
             number("Series", "Series on all pages.", "short", "sum(virtgauge_series{@host})"),
         )),
         Row("Scrapes", (
-            timeline("Reached by Prometheus", "Whether each exporter answered.", Query("up{@host}", "{{instance}}"),
+            timeline("Reached by Prometheus", "Whether each exporter answered.", Query(ours("up{@host}"), "{{instance}}"),
                      words=UP_DOWN, width=12, height=6),
             timeline("libvirt answers", "Whether libvirt answered each exporter.",
                      Query("libvirt_up{@host}", "{{instance}}"), words=UP_DOWN,
                      width=12, height=6),
             graph("Scrape duration", "Seconds a scrape takes, as Prometheus sees it.", "s",
-                  Query("scrape_duration_seconds{@host}", "{{instance}}"), width=8),
+                  Query(ours("scrape_duration_seconds{@host}"), "{{instance}}"), width=8),
             graph("Series on the page", "A jump means guests or devices came or went; the size is what Prometheus "
                   "stores.", "short", Query("virtgauge_series{@host}", "{{instance}}"), width=8),
             graph("Series that came new", "New series in a scrape. Many at each scrape is churn: costly for "
-                  "Prometheus.", "short", Query("scrape_series_added{@host}", "{{instance}}"), width=8),
+                  "Prometheus.", "short", Query(ours("scrape_series_added{@host}"), "{{instance}}"), width=8),
         )),
         Row("Sampling", (
             graph("Age of the sample", "Seconds since the sample on the page was whole.", "s",
@@ -68,10 +69,10 @@ EXPORTER = Dashboard(
             graph("Archive lag", "Seconds since the newest sample that the database has.", "s",
                   Query("virtgauge_archive_lag_seconds{@host}", "{{instance}}"), steps=upper(600),
                   empty="The archive is off"),
-            graph("Spool", "Bytes of the spool against its limit: what waits for the database.", "bytes",
-                  Query("virtgauge_archive_spool_bytes{@host}", "{{instance}}"),
-                  Query("virtgauge_archive_spool_limit_bytes{@host}", "{{instance}} limit"), dashed=".* limit",
-                  empty="The archive is off"),
+            graph("Spool", "Share of its limit that the spool takes: what waits for the database. When it is full, samples "
+                  "are lost.", "percentunit",
+                  Query("virtgauge_archive_spool_bytes{@host} / (virtgauge_archive_spool_limit_bytes{@host} > 0)",
+                        "{{instance}}"), steps=upper(0.8), ratio=True, empty="The archive is off"),
             graph("Samples spooled, stored and lost", "Spooled and stored run level, stored a minute later; "
                   "lost is a gap for ever.", "ops",
                   Query("sum by (instance) (rate(virtgauge_archive_spooled_samples_total{@host}[$__rate_interval]))",
@@ -85,12 +86,12 @@ EXPORTER = Dashboard(
                   empty="No fault"),
         )),
         Row("The process", (
-            graph("CPU", "Share of a CPU the exporter itself uses.", "percentunit",
-                  Query("rate(process_cpu_seconds_total{@host}[$__rate_interval])", "{{instance}}"), width=8),
-            graph("Memory", "Resident bytes of the exporter.", "bytes",
-                  Query("process_resident_memory_bytes{@host}", "{{instance}}"), width=8),
-            graph("Open files", "Open files and sockets against the limit.", "short",
-                  Query("process_open_fds{@host}", "{{instance}}"),
-                  Query("process_max_fds{@host}", "{{instance}} limit"), dashed=".* limit", width=8),
+            graph("CPU", "Share of a CPU that virtgauge itself uses.", "percentunit",
+                  Query(ours("rate(process_cpu_seconds_total{@host}[$__rate_interval])"), "{{instance}}"), width=8),
+            graph("Memory", "Resident bytes of virtgauge.", "bytes",
+                  Query(ours("process_resident_memory_bytes{@host}"), "{{instance}}"), width=8),
+            graph("Open files", "Share of the open files and sockets that the process may have.", "percentunit",
+                  Query(ours("process_open_fds{@host} / process_max_fds{@host}"), "{{instance}}"), width=8,
+                  steps=upper(0.8), ratio=True),
         )),
     ))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from grafana.source.grid import (
-    ALARM,
-    RED,
-    UP_DOWN,
-    Annotation,
-    Dashboard,
-    Query,
-    Row,
-    graph,
-    guest_link,
-    host_link,
-    listing,
-    number,
-    upper,
+from grafana.source.causes import LATENCY, LOST, OF_LIMIT, SWAPPED
+from grafana.source.grid import Annotation, Dashboard, Row
+from grafana.source.panels import (
+                    ALARM,
+                    ORANGE,
+                    RED,
+                    UP_DOWN,
+                    Query,
+                    graph,
+                    guest_link,
+                    host_link,
+                    listing,
+                    number,
+                    ours,
+                    runbook_link,
+                    upper,
 )
-from grafana.source.states import STATE_COLOURS
+from grafana.source.states import ERRORS, STATE, STATE_COLOURS, STATE_WORDS
 
 STARTS = Annotation("Guest started", "libvirt_domain_start_timestamp_seconds{@domain} * 1000", "{{domain}} started",
                     "green", value_is_time=True)
@@ -26,34 +28,70 @@ EVENTS = Annotation("What happened to guests", "sum by (instance, domain, event,
                     f"(increase(libvirt_domain_events_total{{@domain}}[$__rate_interval]) > 0 or ({_EVENTS} unless "
                     f"{_EVENTS} offset 1m))", "{{domain}}: {{event}} {{detail}}", "blue", tags="domain,event,detail")
 """An event's counter begins with its first event, which is no increase: hence the second half."""
-ALERTS = Annotation("Alerts", 'ALERTS{@host,alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"}',
-                    "{{alertname}} {{domain}}", RED, tags="alertname,severity,domain,instance")
+_ALERT = 'alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"'
+FIRING = f'ALERTS{{@host,{_ALERT}}} or ALERTS{{@job,instance="",{_ALERT}}}'
+"""Alerts of the fleet as a whole have no instance."""
+ALERTS = Annotation("Alerts", FIRING, "{{alertname}} {{domain}}", RED, tags="alertname,severity,domain,instance")
 OPERATIONS = Annotation(
     "Acts of control",
     'sum by (instance, operation) (increase(virtgauge_control_operations_total{@host,outcome="changed"}'
     "[$__rate_interval])) > 0", "{{operation}} by {{instance}}", "purple", tags="operation,instance", enabled=False)
 """A switch away: a busy service would fill the graphs with them."""
 GUEST = {"instance": "Host", "domain": "Guest"}
+TROUBLE = f'libvirt_domain_state_reason{{@domain,state!="running",reason=~"{"|".join(ERRORS)}"}}'
+SEVERITIES = {"critical": ("critical", RED), "warning": ("warning", ORANGE), "info": ("info", "blue")}
 
 FLEET = Dashboard(
     uid="virtgauge-fleet", title="virtgauge / Fleet", domains="many", annotations=(ALERTS, OPERATIONS),
     description="Which hosts and guests need me now? From here a click leads to the host, and from there to the guest.",
     rows=(
         Row("Now", (
-            number("Hosts", "Hosts whose exporter Prometheus reaches.", "none", "count(libvirt_up{@host})"),
-            number("Hosts without libvirt", "Exporters that run, whose libvirt does not answer.", "none",
-                   "sum(libvirt_up{@host} == bool 0)", steps=ALARM),
+            number("Hosts", "Hosts whose libvirt answers its exporter.", "none", "sum(libvirt_up{@host})"),
+            number("Hosts not seen", "Hosts whose exporter, or whose libvirt, does not answer: nothing is known of their "
+                   "guests.", "none", f"count({ours('up{@host}')} == 0 or libvirt_up{{@host}} == 0) or vector(0)",
+                   steps=ALARM),
             number("Guests running", "Running guests on all hosts chosen above.", "none",
                    'sum(libvirt_domains{@host,state="running"})'),
             number("Guests in trouble", "Guests that crashed, or are paused by an error rather than by somebody.",
-                   "none", 'count(libvirt_domain_state_reason{@domain,reason=~"io_error|watchdog|crashed|panicked|'
-                   'postcopy_failed|api_error|failed"}) or 0 * count(libvirt_up{@host})', steps=ALARM),
+                   "none", f"count({TROUBLE}) or 0 * count(libvirt_up{{@host}})", steps=ALARM),
             number("Guests answered in part", "Guests of whom libvirt gave only a part: hung, busy with a job, or their "
                    "storage waits. Their missing figures are absent, never zero.", "none",
                    "sum(libvirt_domain_sample_complete{@domain} == bool 0)", steps=upper(1)),
             number("Alerts firing", "Alerts of virtgauge's rules that fire now.", "none",
-                   'count(ALERTS{@host,alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"}) or 0 * count(libvirt_up{@host})',
-                   steps=upper(1)),
+                   f"count({FIRING}) or 0 * count(libvirt_up{{@host}})", steps=upper(1)),
+        )),
+        Row("Who is unwell, and why", (
+            listing("Guests that are unwell", "Only guests with something wrong, and only what is wrong: state, steal above "
+                    "10 %, memory above 90 %, requests slower than 50 ms, use near a limit set for the guest, swapping, "
+                    "packets lost, figures that libvirt gave only in part. A click leads to the guest.",
+                    Query(f"max by (instance, domain, state, reason) ({TROUBLE})"),
+                    Query("max by (instance, domain) (libvirt_domain_autostart{@domain} == 1 and on (job, instance, domain) "
+                          'libvirt_domain_state{@domain,state=~"shutoff|crashed"} == 1)', "Autostart",
+                          words={"1": ("but it is off", RED)}),
+                    Query("max by (instance, domain) (libvirt_domain_vcpu_steal_ratio{@domain}) > 0.1", "Worst steal",
+                          "percentunit", coloured=True, steps=upper(0.1, 0.3)),
+                    Query("max by (instance, domain) (libvirt_domain_memory_used_ratio{@domain}) > 0.9", "Memory used",
+                          "percentunit", coloured=True, steps=upper(0.9, 0.97)),
+                    Query(f"max by (instance, domain) ({LATENCY}) > 0.05", "Slowest disk", "s", coloured=True,
+                          steps=upper(0.05, 0.2)),
+                    Query(f"max by (instance, domain) ({OF_LIMIT}) > 0.9", "Of its limit", "percentunit", coloured=True,
+                          steps=upper(0.9)),
+                    Query(f"max by (instance, domain) ({SWAPPED}) > 1048576", "Swaps", "binBps", coloured=True,
+                          steps=upper(0), slow=True),
+                    Query(f"max by (instance, domain) ({LOST}) > 1", "Loses packets", "pps", coloured=True, steps=upper(0)),
+                    Query("min by (instance, domain) (libvirt_domain_sample_complete{@domain} == 0)", "libvirt answers",
+                          words={"0": ("in part", ORANGE)}),
+                    labels={"domain": "Guest", "instance": "Host", "state": "State", "reason": "Because of"},
+                    words={"reason": {reason: (reason, RED) for reason in ERRORS}},
+                    links={"domain": guest_link("data.fields"), "instance": host_link("data.fields")},
+                    sort="State", height=8, empty="All guests are well"),
+            listing("Alerts that fire", "What fires now. A click on an alert opens its runbook, on a guest its dashboard.",
+                    Query(f"max by (alertname, severity, instance, domain, target_device, pool) ({FIRING})"),
+                    labels={"severity": "Severity", "alertname": "Alert", "domain": "Guest", "instance": "Host",
+                            "target_device": "Device", "pool": "Pool"}, words={"severity": SEVERITIES},
+                    links={"alertname": runbook_link(), "domain": guest_link("data.fields"),
+                           "instance": host_link("data.fields")}, height=8, sort="Severity", rising=True,
+                    empty="No alert fires"),
         )),
         Row("Hosts", (
             listing("All hosts", "One line a host. Steal is the worst of all its vCPUs; assigned memory is what balloons "
@@ -64,11 +102,16 @@ FLEET = Dashboard(
                     Query("sum by (instance) (libvirt_domain_cpu_usage_cores{@host})", "pCPUs in use"),
                     Query("max by (instance) (libvirt_domain_vcpu_steal_ratio{@host})", "Worst steal", "percentunit",
                           gauge=True, steps=upper(0.1, 0.3)),
+                    Query("sum by (instance) (libvirt_node_memory_allocated_bytes{@host}) / "
+                          "sum by (instance) (libvirt_node_memory_total_bytes{@host})", "Memory promised", "percentunit",
+                          coloured=True, steps=upper(1, 1.2)),
                     Query("sum by (instance) (libvirt_domain_info_memory_usage_bytes{@host})", "Assigned memory",
                           "bytes"),
                     Query("sum by (instance) (libvirt_domain_memory_stats_rss_bytes{@host})", "Resident memory", "bytes"),
-                    Query("sum by (instance) (1 - libvirt_domain_sample_complete{@host})", "In part"),
-                    labels={"instance": "Host"}, links={"instance": host_link("data.fields")}, sort="Worst steal"),
+                    Query("sum by (instance) (libvirt_domain_sample_complete{@host} == bool 0)", "In part", coloured=True,
+                          steps=upper(1)),
+                    labels={"instance": "Host"}, links={"instance": host_link("data.fields")}, sort="Worst steal",
+                    height=7),
         )),
         Row("Who suffers", (
             graph("CPU steal, worst ten", "Share of time a guest's worst vCPU was ready to run and had no pCPU.",
@@ -113,18 +156,13 @@ FLEET = Dashboard(
             graph("Guests by state", "How many guests are in each state, over all hosts.", "none",
                   Query("sum by (state) (libvirt_domains{@host})", "{{state}}"), stacked=True, width=8, height=9,
                   colours=STATE_COLOURS),
-            listing("Guests", "Every guest that is known, with its owner where the XML names one.",
+            listing("Guests", "Every guest, with its owner where the XML of a running one names it.",
+                    Query(STATE, "State", words=STATE_WORDS),
                     Query("max by (instance, domain, title, type, machine, project_name, flavor, uuid) "
                           "(libvirt_domain_info{@domain})"),
                     labels={**GUEST, "title": "Title", "project_name": "Project", "flavor": "Flavour", "type": "Type",
                             "machine": "Machine", "uuid": "UUID"},
                     links={"domain": guest_link("data.fields"), "instance": host_link("data.fields")}, width=16),
-            listing("Alerts that fire", "What fires now; the runbook of an alert is grafana/alerts/runbooks/ALERTNAME.md.",
-                    Query("max by (alertname, severity, instance, domain, target_device, pool) "
-                          '(ALERTS{@host,alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"})'),
-                    labels={"alertname": "Alert", "severity": "Severity", **GUEST, "target_device": "Device",
-                            "pool": "Pool"},
-                    links={"domain": guest_link("data.fields")}, empty="No alert fires"),
         )),
         Row("Versions", (
             listing("Versions", "What runs where; different versions in one fleet explain different behaviour.",

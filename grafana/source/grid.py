@@ -1,76 +1,27 @@
-"""Panels, rows and dashboards on the 24-column grid: the one module that knows grafana-foundation-sdk.
+"""Rows and dashboards on the 24-column grid.
 
-Expressions are written with `@host` and `@domain` for the label matchers of the dashboards' variables, and with
-`$__rate_interval` as the only range of rates. The SDK's own layout does not wrap, so that places and ids are ours;
-so is what its encoder adds and Grafana does not need (`_without_noise`).
+The SDK's own layout does not wrap, so that places and ids are ours; so is what its encoder adds and Grafana does not
+need (`_without_noise`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from grafana_foundation_sdk.builders import bargauge, common, prometheus, stat, statetimeline, table, timeseries
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models import common as kinds
 from grafana_foundation_sdk.models import dashboard as models
-from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+from grafana.source.panels import DATASOURCE, Panel, expanded
 
 COLUMNS = 24
 TAG = "virtgauge"
-HOST = 'job=~"$job",instance=~"$instance"'
-DOMAIN = HOST + ',domain=~"$domain"'
-DATASOURCE = kinds.DataSourceRef(type_val="prometheus", uid="${datasource}")
-
-GREEN, ORANGE, RED, BLUE, GREY = "green", "orange", "red", "blue", "text"
-Steps = Sequence[tuple[float | None, str]]
-NEUTRAL: Steps = ((None, BLUE),)
-ALARM: Steps = ((None, GREEN), (1, RED))
-NOTHING = "–"
-Words = dict[str, tuple[str, str]]
-YES_NO: Words = {"1": ("yes", GREEN), "0": ("no", GREY)}
-UP_DOWN: Words = {"1": ("up", GREEN), "0": ("down", RED)}
-NARROW = 90
-SLOW = "120s"
-
-
-def upper(warning: float, critical: float | None = None) -> Steps:
-    """Colours of a value that is bad when it is high."""
-    return ((None, GREEN), (warning, ORANGE), *(((critical, RED),) if critical is not None else ()))
-
-
-class _Builder(Protocol):
-    def build(self) -> models.Panel: ...
-
-
-@dataclass(frozen=True)
-class Query:
-    """One expression; `legend` names its series in graphs, its column in tables.
-
-    `slow` is for counters that are asked for once a minute only (the balloon's): over $__rate_interval of a quick
-    scrape their rate would be zero most of the time, and too high for the rest.
-    """
-
-    expr: str
-    legend: str = ""
-    unit: str = ""
-    gauge: bool = False
-    steps: Steps = ((None, GREEN), (0.8, ORANGE), (0.95, RED))  # of the gauge
-    narrow: bool = False
-    slow: bool = False
-    words: Words | None = None  # of a table's cells
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A panel with its size on the grid."""
-
-    builder: Any
-    width: int
-    height: int
+HOSTS_TAG = "libvirt"
+"""Dashboards on one set of variables. The control service has a job and a port of its own, so that its has another."""
+CONTROL = "virtgauge-control"
 
 
 @dataclass(frozen=True)
@@ -111,159 +62,16 @@ class Dashboard:
     span: str = "now-6h"
 
 
-def expanded(expr: str) -> str:
-    """An expression with the variables' matchers in it."""
-    return expr.replace("@domain", DOMAIN).replace("@host", HOST)
-
-
-def guest_link(where: str = "field.labels") -> str:
-    """The address of the domain dashboard for the series (`field.labels`) or the table's row (`data.fields`)."""
-    return (f"/d/virtgauge-domain?${{datasource:queryparam}}&${{job:queryparam}}"
-            f"&var-instance=${{__{where}.instance:percentencode}}&var-domain=${{__{where}.domain:percentencode}}"
-            "&${__url_time_range}")
-
-
-def host_link(where: str = "field.labels") -> str:
-    """The address of the host dashboard for the series or the table's row."""
-    return (f"/d/virtgauge-host?${{datasource:queryparam}}&${{job:queryparam}}"
-            f"&var-instance=${{__{where}.instance:percentencode}}&${{__url_time_range}}")
-
-
-def graph(title: str, description: str, unit: str, *queries: Query, width: int = 12, height: int = 8,
-          steps: Steps = (), stacked: bool = False, link: str = "", ratio: bool = False, below: str = "",
-          empty: str = "No data", calcs: Sequence[str] = ("mean", "max", "lastNotNull"), decimals: int | None = None,
-          dashed: str = "", always: str = "", colours: Mapping[str, str] | None = None) -> Panel:
-    """Lines over time. `below` is a pattern of series drawn downwards, `dashed` of limits and comparisons.
-
-    `always` is a span like `1y` that is shown whatever the dashboard's time is; `colours` of series by name.
-    """
-    made = timeseries.Panel()
-    if always:
-        made.time_from(always)
-    _describe(made, title, description, unit, empty, steps or NEUTRAL)
-    # Sorted, since only the first few lines of a legend are seen.
-    made.legend(common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.TABLE)
-                .placement(kinds.LegendPlacement.BOTTOM).show_legend(True).calcs(list(calcs))
-                .sort_by("Max" if "max" in calcs else "Last *").sort_desc(True))
-    made.tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI).sort(kinds.SortOrder.DESCENDING))
-    made.line_width(1).fill_opacity(30 if stacked else 8).show_points(kinds.VisibilityMode.NEVER)
-    made.span_nulls(False)
-    if not below:
-        made.min(0)
-    if ratio:
-        made.axis_soft_max(1)
-    if decimals is not None:
-        made.decimals(decimals)
-    if stacked:
-        made.stacking(common.StackingConfig().mode(kinds.StackingMode.NORMAL).group("A"))
-    if steps:
-        made.thresholds_style(common.GraphThresholdsStyleConfig().mode(kinds.GraphThresholdsStyleMode.DASHED))
-    if below:
-        made.override_by_regexp(below, [models.DynamicConfigValue("custom.transform", "negative-Y")])
-    if dashed:
-        made.override_by_regexp(dashed, [
-            models.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [8, 6]}),
-            models.DynamicConfigValue("custom.fillOpacity", 0),
-            models.DynamicConfigValue("custom.stacking", {"mode": "none", "group": "B"})])
-    for name, colour in (colours or {}).items():
-        made.override_by_name(name, [models.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": colour})])
-    _link(made, link)
-    for at, query in enumerate(queries):
-        made.with_target(_target(query, at))
-    return Panel(made, width, height)
-
-
-def number(title: str, description: str, unit: str, expr: str, *, width: int = 4, height: int = 4,
-           steps: Steps = NEUTRAL, legend: str = "", trend: bool = True, words: Words | None = None,
-           empty: str = "No data", link: str = "", name: bool = False, instant: bool = False) -> Panel:
-    """One figure with its recent course; `words` gives a value a text and a colour."""
-    made = stat.Panel()
-    _describe(made, title, description, unit, empty, steps, words)
-    made.graph_mode(kinds.BigValueGraphMode.AREA if trend else kinds.BigValueGraphMode.NONE)
-    made.color_mode(kinds.BigValueColorMode.VALUE)
-    made.text_mode(kinds.BigValueTextMode.NAME if name else kinds.BigValueTextMode.AUTO)
-    made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
-    _link(made, link)
-    made.with_target(_target(Query(expr, legend), 0, instant=instant))
-    return Panel(made, width, height)
-
-
-def bars(title: str, description: str, unit: str, query: Query, *, width: int = 8, height: int = 8,
-         steps: Steps = NEUTRAL, most: float | None = None, link: str = "", empty: str = "No data") -> Panel:
-    """The values of now as bars, highest first where the expression sorts."""
-    made = bargauge.Panel()
-    _describe(made, title, description, unit, empty, steps)
-    made.min(0)
-    if most is not None:
-        made.max(most)
-    made.orientation(kinds.VizOrientation.HORIZONTAL).display_mode(kinds.BarGaugeDisplayMode.BASIC)
-    made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
-    _link(made, link)
-    made.with_target(_target(query, 0, instant=True))
-    return Panel(made, width, height)
-
-
-def timeline(title: str, description: str, *queries: Query, words: Words, width: int = 24,
-             height: int = 8, link: str = "", empty: str = "No data") -> Panel:
-    """States over time, each in its colour."""
-    made = statetimeline.Panel()
-    _describe(made, title, description, "none", empty, NEUTRAL, words)
-    made.show_value(kinds.VisibilityMode.AUTO).merge_values(True).row_height(0.85).fill_opacity(75)
-    made.legend(common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.LIST)
-                .placement(kinds.LegendPlacement.BOTTOM).show_legend(True).calcs([]))
-    _link(made, link)
-    for at, query in enumerate(queries):
-        made.with_target(_target(query, at))
-    return Panel(made, width, height)
-
-
-def listing(title: str, description: str, *queries: Query, labels: dict[str, str], links: dict[str, str] | None = None,
-            hidden: Sequence[str] = (), narrow: Sequence[str] = (), width: int = 24, height: int = 9, sort: str = "",
-            empty: str = "None") -> Panel:
-    """A table: `labels` maps the label columns to headings; each query adds the column named by its legend.
-
-    `narrow` are labels with short values, so that the others get the room.
-    """
-    made = table.Panel()
-    _describe(made, title, description, "short", empty, NEUTRAL)
-    made.filterable(True).cell_height(kinds.TableCellHeight.SM)
-    values = {(f"Value #{_letter(at)}" if len(queries) > 1 else "Value"): query for at, query in enumerate(queries)}
-    if len(queries) > 1:
-        made.with_transformation(models.DataTransformerConfig("merge", options={}))
-    order = {name: at for at, name in enumerate([*labels, *values])}
-    hide = {name: True for name in ("Time", "__name__", "job", *hidden)}
-    hide |= {name: True for name, query in values.items() if not query.legend}
-    hide = {name: True for name in hide if name not in labels}
-    made.with_transformation(models.DataTransformerConfig("organize", options={
-        "excludeByName": hide, "indexByName": order,
-        "renameByName": {**labels, **{name: query.legend for name, query in values.items() if query.legend}}}))
-    # The panel's own noValue is for a table without rows; in a cell it would be a sentence.
-    made.override_by_regexp(".*", [models.DynamicConfigValue("noValue", NOTHING)])
-    for query in queries:
-        if query.legend:
-            made.override_by_name(query.legend, _column(query))
-    for label in narrow:
-        made.override_by_name(labels[label], [models.DynamicConfigValue("custom.width", NARROW)])
-    for label, address in (links or {}).items():
-        made.override_by_name(labels[label], [models.DynamicConfigValue(
-            "links", [{"title": f"Open {labels[label].lower()}", "url": address, "targetBlank": False}])])
-    if sort:
-        made.sort_by([common.TableSortByFieldState().display_name(sort).desc(True)])
-    for at, query in enumerate(queries):
-        made.with_target(_target(query, at, instant=True, as_table=True))
-    return Panel(made, width, height)
-
-
 def dashboard_json(dashboard: Dashboard) -> str:
     """The dashboard's file: sorted JSON with a line end."""
-    made = (builders.Dashboard(dashboard.title).uid(dashboard.uid).description(dashboard.description).tags([TAG])
+    made = (builders.Dashboard(dashboard.title).uid(dashboard.uid).description(dashboard.description)
+            .tags([TAG] if dashboard.uid == CONTROL else [TAG, HOSTS_TAG])
             .timezone("browser").readonly().tooltip(models.DashboardCursorSync.CROSSHAIR)
             .time(dashboard.span, "now").refresh("30s"))
     for variable in _variables(dashboard):
         made.with_variable(variable)
-    made.link(builders.DashboardLink("virtgauge").type(models.DashboardLinkType.DASHBOARDS).tags([TAG])
-              .icon("external link").tooltip("The other dashboards").keep_time(True).include_vars(True)
-              .as_dropdown(True))
+    for link in _links(dashboard.uid):
+        made.link(link)
     for annotation in dashboard.annotations:
         made.annotation(_annotation(annotation))
     for other in dashboard.more_annotations:
@@ -276,6 +84,16 @@ def dashboard_json(dashboard: Dashboard) -> str:
 def encoded(document: dict[str, Any]) -> str:
     """A dashboard's dictionary in the form that is kept: sorted, without the SDK's noise."""
     return json.dumps(_without_noise(document), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _links(uid: str) -> list[builders.DashboardLink]:
+    """To the other dashboards: the time goes along, and the variables where they mean the same."""
+    same = (builders.DashboardLink("virtgauge").type(models.DashboardLinkType.DASHBOARDS).tags([TAG, HOSTS_TAG])
+            .icon("external link").tooltip("The other dashboards").keep_time(True).include_vars(uid != CONTROL)
+            .as_dropdown(True))
+    control = (builders.DashboardLink("Control and audit").type(models.DashboardLinkType.LINK).url(f"/d/{CONTROL}")
+               .icon("bolt").tooltip("Who did what to the guests").keep_time(True))
+    return [same] if uid == CONTROL else [same, control]
 
 
 def _variables(dashboard: Dashboard) -> list[Any]:
@@ -338,55 +156,6 @@ def _laid_out(rows: Sequence[Row]) -> list[dict[str, Any]]:
             found.extend(inside)
             y = bottom + line_height
     return found
-
-
-def _describe(made: Any, title: str, description: str, unit: str, empty: str, steps: Steps,
-              words: Words | None = None) -> None:
-    made.title(title).description(description).unit(unit).no_value(empty).datasource(DATASOURCE)
-    made.thresholds(builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(
-        [models.Threshold(value=value, color=colour) for value, colour in steps]))
-    if words:
-        made.mappings([_mapping(words)])
-
-
-def _mapping(words: Words) -> models.ValueMap:
-    return models.ValueMap({value: models.ValueMappingResult(text=text, color=colour, index=at)
-                            for at, (value, (text, colour)) in enumerate(words.items())})
-
-
-def _link(made: Any, address: str) -> None:
-    if address:
-        title = "Open the guest" if "domain?" in address else "Open the host"
-        made.data_links([builders.DashboardLink(title).url(address)])
-
-
-def _column(query: Query) -> list[models.DynamicConfigValue]:
-    found = [models.DynamicConfigValue("unit", query.unit or "short")]
-    if query.narrow:
-        found.append(models.DynamicConfigValue("custom.width", NARROW))
-    if query.words:
-        found += [models.DynamicConfigValue("mappings", [_mapping(query.words)]),
-                  models.DynamicConfigValue("custom.cellOptions", {"type": "color-text"})]
-    if query.gauge:
-        found += [models.DynamicConfigValue("custom.cellOptions", {"type": "gauge", "mode": "basic"}),
-                  models.DynamicConfigValue("min", 0), models.DynamicConfigValue("max", 1),
-                  models.DynamicConfigValue("thresholds", {"mode": "absolute", "steps": [
-                      {"value": value, "color": colour} for value, colour in query.steps]})]
-    return found
-
-
-def _target(query: Query, at: int, instant: bool = False, as_table: bool = False) -> prometheus.Dataquery:
-    made = prometheus.Dataquery().ref_id(_letter(at)).expr(expanded(query.expr)).datasource(DATASOURCE)
-    made = made.instant() if instant else made.range()
-    if query.slow:
-        made = made.interval(SLOW)
-    if as_table:
-        return made.format(PromQueryFormat.TABLE)
-    return made.legend_format(query.legend) if query.legend else made
-
-
-def _letter(at: int) -> str:
-    return chr(ord("A") + at)
 
 
 def _without_noise(value: Any) -> Any:

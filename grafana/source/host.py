@@ -5,27 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from grafana.source import infinity
+from grafana.source.causes import LATENCY
 from grafana.source.fleet import ALERTS, EVENTS, STARTS
-from grafana.source.grid import (
-    ALARM,
-    UP_DOWN,
-    Dashboard,
-    Query,
-    Row,
-    bars,
-    graph,
-    guest_link,
-    listing,
-    number,
-    timeline,
-    upper,
-)
+from grafana.source.grid import Dashboard, Row
+from grafana.source.panels import ALARM, UP_DOWN, Query, bars, graph, guest_link, listing, number, timeline, upper
 from grafana.source.states import STATE, STATE_WORDS
-
-LATENCY = ("libvirt_domain_block_write_latency_seconds{@domain} or "
-           'label_replace(libvirt_domain_block_read_latency_seconds{@domain}, "way", "read", "", "") or '
-           'label_replace(libvirt_domain_block_flush_latency_seconds{@domain}, "way", "flush", "", "")')
-"""All three of each disk: told apart by a label, or else `or` would keep one of them."""
 
 HOST = Dashboard(
     uid="virtgauge-host", title="virtgauge / Host", domains="many", annotations=(ALERTS, STARTS, replace(EVENTS, enabled=False)),
@@ -46,11 +30,12 @@ HOST = Dashboard(
                    "sum(libvirt_domain_sample_complete{@host} == bool 0)", steps=ALARM),
         )),
         Row("Guests", (
-            timeline("State of each guest", "The state of each guest over time. A stretch of another colour than its "
-                     "neighbours is where to look.", Query(STATE, "{{domain}}"), words=STATE_WORDS, link=guest_link(),
+            timeline("State of each guest", "The state of each guest over time, with its reason. A stretch of another "
+                     "colour than its neighbours is where to look.", Query(STATE, "{{domain}}"), words=STATE_WORDS, link=guest_link(),
                      height=9, empty="No guest"),
             listing("Guests now", "The figures of now, a line a guest. Latency and steal are the worst of its disks and "
                     "vCPUs.",
+                    Query(STATE, "State", words=STATE_WORDS),
                     Query("max by (instance, domain) (libvirt_domain_cpu_usage_cores{@domain})", "pCPUs in use"),
                     Query("max by (instance, domain) (libvirt_domain_cpu_usage_ratio{@domain})", "Of its vCPUs",
                           "percentunit", gauge=True),
@@ -62,8 +47,8 @@ HOST = Dashboard(
                           "bytes"),
                     Query("sum by (instance, domain) (libvirt_domain_block_reads_per_second{@domain} + "
                           "libvirt_domain_block_writes_per_second{@domain})", "Disk requests", "iops"),
-                    Query("max by (instance, domain) (libvirt_domain_block_write_latency_seconds{@domain})",
-                          "Write latency", "s"),
+                    Query(f"max by (instance, domain) ({LATENCY})", "Slowest disk", "s", coloured=True,
+                          steps=upper(0.05, 0.2)),
                     Query("sum by (instance, domain) (libvirt_domain_interface_receive_bytes_per_second{@domain} + "
                           "libvirt_domain_interface_transmit_bytes_per_second{@domain})", "Network", "binBps"),
                     labels={"domain": "Guest", "instance": "Host"}, links={"domain": guest_link("data.fields")},

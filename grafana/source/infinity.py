@@ -16,7 +16,7 @@ from grafana_foundation_sdk.cog.runtime import UnknownDataquery
 from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import common as kinds
 
-from grafana.source.grid import Panel, graph
+from grafana.source.panels import Panel, graph, listing
 
 PLUGIN = "yesoreyeram-infinity-datasource"
 ARCHIVE = kinds.DataSourceRef(type_val=PLUGIN, uid="${archive}")
@@ -66,17 +66,34 @@ def history(title: str, description: str, unit: str, *asked: Past, ratio: bool =
     return panel
 
 
+def acts_listing(domain: str = "", height: int = 9) -> Panel:
+    """The same as a table: who did what, how it went and why; of the guest `domain`, or of all of the service."""
+    panel = listing("Who did what", "The control service's acts and refusals in the time shown, out of its audit trail: how "
+                    "each went, who asked, by which way or rule, and the reason given. It needs the data source Control; "
+                    "without it: virtgauge control audit.", labels={}, height=height,
+                    empty="Nobody did anything in this time, or the data source Control is not chosen")
+    panel.builder.datasource(CONTROL).with_target(_Query("A", CONTROL, *_asked(domain), "table"))
+    return panel
+
+
 def acts(domain: str = "${domain}") -> builders.AnnotationQuery:
     """Who did what to the guest (or, without one, to all of the service), from the control service's audit trail.
 
     Off until a data source is chosen.
     """
-    query = _Query("Anno", CONTROL, "/api/v1/annotations",
-                   {"from": "${__from}", "to": "${__to}", **({"domain": domain} if domain else {})},
-                   {"time": ("time", "timestamp"), "timeEnd": ("timeEnd", "timestamp"), "title": ("title", "string"),
-                    "text": ("text", "string"), "tags": ("tags", "string")}, "table")
+    path, asked, columns = _asked(domain)
+    columns = {selector: (selector, kind) for selector, (_, kind) in columns.items()}
+    query = _Query("Anno", CONTROL, path, asked, {**columns, "tags": ("tags", "string")}, "table")
     return (builders.AnnotationQuery().name("Acts of control").datasource(CONTROL).enable(False).icon_color("purple")
             .target(query))
+
+
+def _asked(domain: str) -> tuple[str, dict[str, str], dict[str, tuple[str, str]]]:
+    """Path, parameters and columns of the audit trail's rows."""
+    return ("/api/v1/annotations",
+            {"from": "${__from}", "to": "${__to}", **({"domain": domain} if domain else {})},
+            {"time": ("Began", "timestamp"), "timeEnd": ("Ended", "timestamp"), "title": ("Act", "string"),
+             "text": ("How it went, who, by which way, why", "string")})
 
 
 def variable(name: str) -> builders.DatasourceVariable:

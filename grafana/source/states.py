@@ -1,12 +1,31 @@
-"""The states of a guest as one number, in words and colours."""
+"""The states of a guest, each with its reason, as one number, in words and colours."""
 
 from __future__ import annotations
 
-from collectors.domain import STATES
+from collectors.domain import REASONS, STATES
 
-STATE_COLOURS = {"nostate": "text", "running": "green", "blocked": "yellow", "paused": "orange", "shutdown": "purple",
-                 "shutoff": "text", "crashed": "red", "pmsuspended": "blue"}
-STATE_WORDS = {str(number): (state, STATE_COLOURS[state]) for number, state in enumerate(STATES)}
-STATE = ("sum by (instance, domain) (" + " or ".join(
-    f'libvirt_domain_state{{@domain,state="{state}"}} * {number}' for number, state in enumerate(STATES)) + ")")
-"""virDomainState by number: each state's series is 1 in that state only."""
+GREY, ORANGE, RED = "text", "orange", "red"
+STATE_COLOURS = {"nostate": GREY, "running": "green", "blocked": "yellow", "paused": ORANGE, "shutdown": "purple",
+                 "shutoff": GREY, "crashed": RED, "pmsuspended": "blue"}
+TOLD = {"running": ("postcopy", "postcopy_failed"), "paused": REASONS[STATES.index("paused")][1:],
+        "shutoff": REASONS[STATES.index("shutoff")][1:], "crashed": REASONS[STATES.index("crashed")][1:]}
+"""The reasons that are told beside the state: how a guest came to run is no news, why it does not is."""
+ERRORS = ("io_error", "watchdog", "crashed", "panicked", "postcopy_failed", "api_error", "failed")
+"""Reasons that are nobody's wish."""
+
+
+def _number(state: str, reason: str = "") -> int:
+    at = STATES.index(state)
+    return 100 * at + (REASONS[at].index(reason) if reason else 0)
+
+
+STATE = ("max by (instance, domain) (" + " or ".join([
+    *(f'libvirt_domain_state{{@domain,state="{state}"}} * {_number(state)}' for state in STATES),
+    *(f'libvirt_domain_state_reason{{@domain,state="{state}",reason="{reason}"}} * {_number(state, reason)}'
+      for state, reasons in TOLD.items() for reason in reasons)]) + ")")
+"""100 times virDomainState, and the reason's number where it is told. A state that a guest is not in counts 0."""
+
+STATE_WORDS = {
+    **{str(_number(state)): (state, STATE_COLOURS[state]) for state in STATES},
+    **{str(_number(state, reason)): (f"{state}: {reason}", RED if reason in ERRORS else STATE_COLOURS[state])
+       for state, reasons in TOLD.items() for reason in reasons}}

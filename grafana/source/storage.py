@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from grafana.source.causes import BYTES_OF_LIMIT, REQUESTS_OF_LIMIT
 from grafana.source.fleet import ALERTS
-from grafana.source.grid import YES_NO, Dashboard, Query, Row, graph, guest_link, listing, number, upper
+from grafana.source.grid import Dashboard, Row
+from grafana.source.panels import YES_NO, Query, graph, guest_link, listing, number, upper
 
 DISK = "{{domain}} {{target_device}}"
 GROWTH = ("deriv(libvirt_domain_block_stats_physicalsize_bytes{@domain}[6h])")
@@ -85,29 +87,12 @@ STORAGE = Dashboard(
         )),
         Row("Disk limits", (
             graph("Bytes against the limit", "Share of its byte limit that a disk uses; near 100 % the guest is held "
-                  "back by its limit, not by the storage.", "percentunit",
-                  Query("topk(10, max by (instance, domain, target_device) ("
-                        "(libvirt_domain_block_read_bytes_per_second{@domain} + "
-                        "libvirt_domain_block_write_bytes_per_second{@domain}) / "
-                        "(libvirt_domain_block_stats_limit_total_bytes{@domain} > 0)))", DISK),
-                  Query("topk(10, max by (instance, domain, target_device) ("
-                        "libvirt_domain_block_write_bytes_per_second{@domain} / "
-                        "(libvirt_domain_block_stats_limit_write_bytes{@domain} > 0)))", f"{DISK} write"),
-                  Query("topk(10, max by (instance, domain, target_device) ("
-                        "libvirt_domain_block_read_bytes_per_second{@domain} / "
-                        "(libvirt_domain_block_stats_limit_read_bytes{@domain} > 0)))", f"{DISK} read"),
+                  "back by its limit, not by the storage.", "percentunit", Query(
+                      f"topk(10, max by (instance, domain, target_device, limit) ({BYTES_OF_LIMIT}))", DISK + " {{limit}}"),
                   steps=upper(0.9), ratio=True, link=guest_link(), empty="No disk has a limit of bytes"),
-            graph("Requests against the limit", "Share of its request limit that a disk uses.", "percentunit",
-                  Query("topk(10, max by (instance, domain, target_device) ("
-                        "(libvirt_domain_block_reads_per_second{@domain} + "
-                        "libvirt_domain_block_writes_per_second{@domain}) / "
-                        "(libvirt_domain_block_stats_limit_total_requests{@domain} > 0)))", DISK),
-                  Query("topk(10, max by (instance, domain, target_device) ("
-                        "libvirt_domain_block_writes_per_second{@domain} / "
-                        "(libvirt_domain_block_stats_limit_write_requests{@domain} > 0)))", f"{DISK} write"),
-                  Query("topk(10, max by (instance, domain, target_device) ("
-                        "libvirt_domain_block_reads_per_second{@domain} / "
-                        "(libvirt_domain_block_stats_limit_read_requests{@domain} > 0)))", f"{DISK} read"),
+            graph("Requests against the limit", "Share of its request limit that a disk uses.", "percentunit", Query(
+                      f"topk(10, max by (instance, domain, target_device, limit) ({REQUESTS_OF_LIMIT}))",
+                      DISK + " {{limit}}"),
                   steps=upper(0.9), ratio=True, link=guest_link(), empty="No disk has a limit of requests"),
         )),
         Row("A year", (

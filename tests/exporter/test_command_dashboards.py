@@ -35,8 +35,12 @@ def test_the_knobs_reach_the_rules_and_the_dashboards(tmp_path: Path) -> None:
     assert high["annotations"]["runbook_url"] == "https://runbooks.test/LibvirtDomainStealHigh.md"
     assert high["annotations"]["dashboard_url"].startswith("https://grafana.test/d/virtgauge-host?")
     assert 'job="libvirt"' not in text
-    document = json.loads((tmp_path / "dashboards" / "virtgauge-fleet.json").read_text())
-    assert [v["regex"] for v in document["templating"]["list"] if v["name"] == "job"] == ["/vm.*/"]
+    for name, regex in (("fleet", "/vm.*/"), ("exporter", "/vm.*/"), ("control", None)):  # which has its own job
+        document = json.loads((tmp_path / "dashboards" / f"virtgauge-{name}.json").read_text())
+        assert [v.get("regex") for v in document["templating"]["list"] if v["name"] == "job"] == [regex]
+    links = {link for file in (tmp_path / "dashboards").iterdir()
+             for link in re.findall(r'"(http[^"]*)"', file.read_text())}
+    assert links == {"https://runbooks.test/${__data.fields.alertname}.md"}
     done = subprocess.run(["promtool", "check", "rules", "--lint=all", "--lint-fatal",
                            str(tmp_path / monitoring_mixin.RULES)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

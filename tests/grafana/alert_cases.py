@@ -29,6 +29,7 @@ class Case:
     job: str = "libvirt"
     minutes: int = 120
     ended: int = 90  # good minutes after which nothing fires any more
+    held: int = 12  # minutes for which two good ones do not end it; a job that moved is not stuck for half an hour
     at_once: bool = False  # an event: fires with the first sample, and is held by keep_firing_for
 
 
@@ -121,11 +122,11 @@ CASES: dict[str, Case] = {
         {f"libvirt_domain_job_elapsed_seconds{{{GUEST}}}": Grows(60),
          f"libvirt_domain_job_data_remaining_bytes{{{GUEST}}}": 500},
         {f"libvirt_domain_job_elapsed_seconds{{{GUEST}}}": Grows(60),
-         f"libvirt_domain_job_data_remaining_bytes{{{GUEST}}}": Grows(-5)}),
+         f"libvirt_domain_job_data_remaining_bytes{{{GUEST}}}": Grows(-5)}, held=10),
     "LibvirtBlockJobStuck": Case(
         {f"libvirt_domain_block_job_current_bytes{{{DISK}}}": 50, f"libvirt_domain_block_job_end_bytes{{{DISK}}}": 100},
         {f"libvirt_domain_block_job_current_bytes{{{DISK}}}": 100,
-         f"libvirt_domain_block_job_end_bytes{{{DISK}}}": 100}),
+         f"libvirt_domain_block_job_end_bytes{{{DISK}}}": 100}, held=10),
     "LibvirtSnapshotOld": level("libvirt_domain_snapshot_oldest_timestamp_seconds", -1e6, -1e5, minutes=180),
     "LibvirtDomainChainDeep": level("libvirt_domain_block_backing_images", 12, 2, DISK, minutes=180),
     "LibvirtSnapshotsMany": level("libvirt_domain_snapshots", 12, 3, minutes=180),

@@ -52,10 +52,19 @@ def targets(file: Path) -> list[Target]:
             if "expr" in target]
 
 
-def infinity_targets(file: Path) -> list[Target]:
-    """The queries through Infinity: the archive's history."""
-    return [Target(file, panel, target) for panel in panels(dashboard(file)) for target in panel["targets"]
-            if "expr" not in target]
+def history_targets() -> list[Target]:
+    """The queries through Infinity to the archive's history."""
+    return [target for target in _infinity() if target.target["format"] == "timeseries"]
+
+
+def acts_targets() -> list[Target]:
+    """The queries through Infinity to the control service's audit trail."""
+    return [target for target in _infinity() if target.target["format"] == "table"]
+
+
+def _infinity() -> list[Target]:
+    return [Target(file, panel, target) for file in FILES for panel in panels(dashboard(file))
+            for target in panel["targets"] if "expr" not in target]
 
 
 def all_targets() -> list[Target]:

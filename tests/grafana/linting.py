@@ -160,5 +160,7 @@ def _matched(document: Document, label: str) -> Iterator[str]:
     for title, expr in _expressions(document):
         for selector, _ in selectors(expr):
             matchers = {(m.name, str(m.op), m.value) for m in selector.matchers.matchers}
+            if selector.name == "ALERTS" and (label, "MatchOp.Equal", "") in matchers:
+                continue  # alerts of the fleet as a whole have no instance
             if (label, "MatchOp.Re", f"${label}") not in matchers:
                 yield f"{title}: {selector.name} is not bound to the variable {label}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,22 @@ import yaml
 from exporter import monitoring_mixin
 from exporter.control.rules import load_rules
 from tests import command_lines
-from tests.grafana.alert_cases import ALWAYS, CASES, WEEK, Case, Grows
+from tests.conftest import Golden
+from tests.grafana.alert_cases import ALWAYS, CASES, WEEK
+from tests.grafana.alert_courses import ALERTS, ALL_RULES, FILE, KINDS, RECORDS, Test, courses
 from tests.grafana.expressions import FILES, FOLDER, dashboard, metrics
 from tests.grafana.known_metrics import known
 from tests.samples import REPOSITORY
 
-FILE = FOLDER / "alerts" / "virtgauge.rules.yml"
 RUNBOOKS = FOLDER / "alerts" / "runbooks"
-ALL_RULES: list[dict[str, Any]] = [rule for group in yaml.safe_load(FILE.read_text())["groups"]
-                                   for rule in group["rules"]]
-ALERTS = {rule["alert"]: rule for rule in ALL_RULES if "alert" in rule}
-RECORDS = {rule["record"]: rule for rule in ALL_RULES if "record" in rule}
+SAID = REPOSITORY / "tests" / "golden" / "alerts.txt"
 EACH = pytest.mark.parametrize("name", sorted(ALERTS))
 
 
-def promtool(*arguments: str | Path) -> None:
+def promtool(*arguments: str | Path, fails: bool = False) -> str:
     done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, (done.stdout + done.stderr)[:4000]
+    assert (done.returncode != 0) == fails, (done.stdout + done.stderr)[:4000]
+    return done.stdout + done.stderr
 
 
 def test_the_rules_are_those_of_the_template_with_the_knobs_by_default() -> None:
@@ -135,113 +134,59 @@ def test_every_alert_has_a_case() -> None:
     assert set(CASES) | {WEEK, ALWAYS} == set(ALERTS)
 
 
-def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
-    files = [written(tmp_path, name, cases_of(name, case)) for name, case in CASES.items()]
-    files.append(written(tmp_path, ALWAYS, [{"interval": "1m", "alert_rule_test": [
-        {"eval_time": "5m", "alertname": ALWAYS, "exp_alerts": [expected(ALWAYS, {})]}]}]))
-    promtool("test", "rules", *files)
+@EACH
+def test_every_alert_fires_stays_quiet_and_flaps_in_its_courses(name: str) -> None:
+    """What is asked, before promtool is: a firing course that ends, a quiet one, and flapping ones."""
+    asked = {kind: [[bool(check["exp_alerts"]) for check in one["alert_rule_test"]] for one in tests]
+             for kind, tests in courses(name).items()}
+    if name == ALWAYS:
+        assert asked == {"firing": [[True]]}
+        return
+    assert set(asked) == set(KINDS)
+    assert any(any(checks) and not checks[-1] for checks in asked["firing"])
+    assert not any(any(checks) for checks in asked["quiet"])
+    for told in asked["flapping"]:
+        assert not any(told) or (all(told[:-1]) and not told[-1]), "never, or once: without a gap from first to last"
+    assert any(any(told) for told in asked["flapping"])
 
 
-def test_a_disk_is_compared_with_its_own_week(tmp_path: Path) -> None:
-    """Eight days at 4 ms, then 40 ms; a disk that was always at 40 ms is silent."""
-    name = 'libvirt_domain_block_write_latency_seconds{job="libvirt",instance="h",domain="web1",target_device="%s"}'
-    slower, always = "0.004+0x2304 0.04+0x60", "0.04+0x2364"
-    labels = {"job": "libvirt", "instance": "h", "domain": "web1", "target_device": "vda"}
-    tests = [{"interval": "5m",
-              "input_series": [{"series": name % "vda", "values": slower}, {"series": name % "vdb", "values": always}],
-              "alert_rule_test": [
-                  {"eval_time": "11500m", "alertname": WEEK, "exp_alerts": []},
-                  {"eval_time": "11640m", "alertname": WEEK, "exp_alerts": [expected(WEEK, labels)]}]}]
-    promtool("test", "rules", written(tmp_path, WEEK, tests, "5m"))
+@EACH
+def test_alerts_fire_when_they_should_and_only_then(name: str, tmp_path: Path) -> None:
+    tests = [one for tests in courses(name).values() for one in tests]
+    promtool("test", "rules", written(tmp_path, name, tests))
 
 
-def written(folder: Path, name: str, tests: list[dict[str, Any]], interval: str = "1m") -> Path:
+def test_an_alert_says_what_it_is_about(tmp_path: Path, golden: Golden) -> None:
+    """Each description and dashboard link as Prometheus fills them in; read them after a change.
+
+    promtool shows what fires where nothing was expected.
+    """
+    files = []
+    for name in ALERTS:
+        course = courses(name)["firing"][0]
+        for check in course["alert_rule_test"]:
+            check["exp_alerts"] = []
+        files.append(written(tmp_path, name, [course], annotations=True))
+    shown = promtool("test", "rules", *files, fails=True)
+    said = {}
+    for name, texts in re.findall(r"alertname: (\w+), time:(?:(?!alertname: ).)*?Annotations:\{(.*?)\}\n", shown, re.S):
+        filled = {key: json.loads(value) for key, value in re.findall(r'(\w+)=("(?:[^"\\]|\\.)*")', texts)}
+        assert not re.search(r"<no value>|%!|NaN|\{\{|=(?:[&\s]|$)", " ".join(filled.values())), filled
+        said[name] = f"{name}\n  {filled['description']}\n  {filled['dashboard_url']}\n"
+    assert set(said) == set(ALERTS)
+    golden.check(SAID, "".join(said[name] for name in sorted(said)))
+
+
+def written(folder: Path, name: str, tests: list[Test], annotations: bool = False) -> Path:
     """A file for `promtool test rules` with the one alert and the records it reads.
 
-    Annotations are left out of the rules, so that the comparison is about labels; others have their own test.
+    Without annotations the comparison is about labels.
     """
     needed = [rule for record, rule in RECORDS.items() if record in ALERTS[name]["expr"]]
-    alert = {key: value for key, value in ALERTS[name].items() if key != "annotations"}
+    alert = {key: value for key, value in ALERTS[name].items() if annotations or key != "annotations"}
     rules = folder / f"{name}.rules.yml"
     rules.write_text(yaml.safe_dump({"groups": [{"name": "one", "rules": [*needed, alert]}]}))
     file = folder / f"{name}.tests.yml"
-    file.write_text(yaml.safe_dump({"rule_files": [rules.name], "evaluation_interval": interval, "tests": tests}))
+    file.write_text(yaml.safe_dump({"rule_files": [rules.name], "evaluation_interval": tests[0]["interval"],
+                                    "tests": tests}))
     return file
-
-
-def cases_of(name: str, case: Case) -> list[dict[str, Any]]:
-    """Firing, not firing, flapping."""
-    fired = [expected(name, own_labels(name, case))]
-    end = case.minutes
-    good = {series: constant(value, end) for series, value in case.good.items()}
-    found = [one_test(case, good, name, {end: []})]
-    if case.at_once:  # one burst: it fires, is held for a while, and ends
-        found.append(one_test(case, {series: constant(value, end) for series, value in case.bad.items()}, name,
-                              {end: fired}))
-        found.append(one_test(case, dict.fromkeys(case.bad, "0x30 1+0x90"), name, {34: fired, 110: []}))
-        begins = dict.fromkeys(case.bad, "_x30 1+0x90")  # a counter that begins with its first event
-        found.append(one_test(case, begins, name, {34: fired}))
-        return found
-    both = {series: (case.bad.get(series), case.good.get(series)) for series in {**case.good, **case.bad}}
-    # Two bad minutes in every ten never make it fire.
-    flapping = [minute % 10 not in (4, 5) for minute in range(end + 1)]
-    found.append(one_test(case, {one: samples(*values, flapping) for one, values in both.items()}, name, {end: []}))
-    # It fires; two good minutes do not end it, so that it is told once; good ones for good do.
-    course = [False] * (end + 1) + [True] * 2 + [False] * 10 + [True] * case.ended
-    found.append(one_test(case, {one: samples(*values, course) for one, values in both.items()}, name,
-                          {end: fired, end + 2: fired, end + 8: fired, len(course) - 1: []}))
-    return found
-
-
-def one_test(case: Case, series: dict[str, str], name: str, checks: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """`checks`: the alerts that must fire after so many minutes."""
-    return {"interval": "1m", "input_series": [{"series": bound(one, case.job), "values": values}
-                                               for one, values in series.items()],
-            "alert_rule_test": [{"eval_time": f"{at}m", "alertname": name, "exp_alerts": alerts}
-                                for at, alerts in checks.items()]}
-
-
-def bound(series: str, job: str) -> str:
-    metric, _, labels = series.rstrip("}").partition("{")
-    instance = "h2" if 'cell="b"' in labels else "h"
-    return f'{metric}{{job="{job}",instance="{instance}"{"," if labels else ""}{labels}}}'
-
-
-def constant(value: float | Grows, minutes: int) -> str:
-    if isinstance(value, Grows):
-        start = 1e6 if value.by < 0 else 0
-        return f"{start:.0f}{value.by:+.0f}x{minutes}"
-    return f"{value}+0x{minutes}"
-
-
-def samples(bad: float | Grows | None, good: float | Grows | None, course: Sequence[bool]) -> str:
-    """A sample a minute: of `good` where it is true, else of `bad`; a counter goes on from where it is."""
-    found = []
-    total = 1e6 if any(isinstance(one, Grows) and one.by < 0 for one in (bad, good)) else 0.0
-    for is_good in course:
-        value = good if is_good else bad
-        if isinstance(value, Grows):
-            total += value.by
-            found.append(f"{total:.0f}")
-        elif isinstance(bad, Grows) or isinstance(good, Grows):
-            found.append(f"{total:.0f}")
-        else:
-            found.append("stale" if value is None else str(value))
-    return " ".join(found)
-
-
-def own_labels(name: str, case: Case) -> dict[str, str]:
-    """The labels the alert must have: those of the first bad series, as the expression keeps them."""
-    if not case.bad:
-        return {"job": case.job}
-    first = bound(next(iter(case.bad)), case.job)
-    labels = dict(re.findall(r'(\w+)="([^"]*)"', first))
-    if name == "LibvirtNoRoomForOneHostLess":
-        return {"job": case.job}
-    if name.startswith("LibvirtDomainSteal"):
-        labels.pop("vcpu")
-    return labels
-
-
-def expected(name: str, labels: dict[str, str]) -> dict[str, Any]:
-    return {"exp_labels": {"severity": ALERTS[name]["labels"]["severity"], **labels}}

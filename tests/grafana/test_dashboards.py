@@ -12,6 +12,7 @@ import pytest
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from exporter import monitoring_mixin
 from grafana.source.dashboards import DASHBOARDS, file_name
 from grafana.source.grid import COLUMNS, dashboard_json, encoded
 from tests.grafana import linting
@@ -25,7 +26,7 @@ from tests.grafana.expressions import (
     panels,
     variable_metric,
 )
-from tests.grafana.known_metrics import known
+from tests.grafana.known_metrics import default_page, known
 
 EVERY = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
@@ -106,14 +107,30 @@ def test_uids_titles_and_ids_are_unique() -> None:
 @EVERY
 def test_links_lead_to_dashboards_that_exist_with_variables_they_have(file: Path) -> None:
     by_uid = {document["uid"]: document for document in map(dashboard, FILES)}
-    addresses = re.findall(r'"url": "((?!/api/)[^"]*)"', file.read_text())
-    for address in addresses:
+    runbooks = monitoring_mixin.knobs()["runbooks"]
+    document = dashboard(file)
+    menu = document.pop("links")
+    for address in re.findall(r'"url": "((?!/api/)[^"]*)"', json.dumps(document)):
+        if address.startswith(runbooks):
+            assert address == f"{runbooks}/${{__data.fields.alertname}}.md"
+            continue
         uid, variables = re.fullmatch(r"/d/([\w-]+)\?(.*)", address).groups()  # type: ignore[union-attr]
         named = set(re.findall(r"var-(\w+)=", variables)) | set(re.findall(r"\$\{(\w+):queryparam\}", variables))
         assert named <= {variable["name"] for variable in by_uid[uid]["templating"]["list"]}
         assert "${__url_time_range}" in variables
-    document = dashboard(file)
-    assert [link["tags"] for link in document["links"]] == [document["tags"]] == [["virtgauge"]]
+    assert all(link["keepTime"] for link in menu)
+    assert [link["url"].removeprefix("/d/") in by_uid for link in menu if link["type"] == "link"] in ([], [True])
+    (others,) = (link for link in menu if link["type"] == "dashboards")
+    found = [one for one in by_uid.values() if set(others["tags"]) <= set(one["tags"])]
+    assert {one["uid"] for one in found} == set(by_uid) - {"virtgauge-control"}
+    assert others["includeVars"] == (document["uid"] != "virtgauge-control")
+
+
+def test_the_dashboards_that_hand_their_variables_on_fill_them_from_the_same_job() -> None:
+    for file in FILES:
+        document = dashboard(file)
+        (job,) = (one for one in document["templating"]["list"] if one["name"] == "job")
+        assert ("libvirt" in document["tags"]) == (variable_metric(job["definition"]) in default_page()), file
 
 
 def test_a_click_leads_from_the_fleet_to_the_host_to_the_guest() -> None:

@@ -11,9 +11,9 @@ from collectors import COLLECTORS
 from exporter import history_api
 from exporter.archive.history_fields import ALIASES, HistoryFields
 from exporter.control import audit_api
-from tests.grafana.expressions import FILES, FOLDER, dashboard, infinity_targets
+from tests.grafana.expressions import FILES, FOLDER, acts_targets, dashboard, history_targets
 
-TARGETS = [target for file in FILES for target in infinity_targets(file)]
+TARGETS = history_targets()
 UNITS = {"ratio": "percentunit", "B": "bytes", "B/s": "binBps", "s": "s"}
 
 
@@ -40,12 +40,15 @@ def test_there_are_such_queries_and_their_data_sources_are_provisioned() -> None
 
 def test_the_acts_of_control_are_asked_as_their_api_answers() -> None:
     (domain,) = (file for file in FILES if file.stem == "virtgauge-domain")
-    (acts,) = (one for one in dashboard(domain)["annotations"]["list"] if "target" in one)
-    assert acts["target"]["url"] == "/api/v1/annotations"
+    (marks,) = (one["target"] for one in dashboard(domain)["annotations"]["list"] if "target" in one)
     row = next(audit_api.annotations_of([{"event": "begin", "sequence": 1, "time": "2026-11-22T10:00:00Z"}]))
-    assert {one["selector"] for one in acts["target"]["columns"]} <= set(row)
     known = set(re.findall(r'query\.get\("(\w+)"', inspect.getsource(audit_api)))
-    assert {one["key"] for one in acts["target"]["url_options"]["params"]} <= known
+    tables = [target.target for target in acts_targets()]
+    assert len(tables) == 2
+    for asked in (marks, *tables):
+        assert asked["url"] == "/api/v1/annotations"
+        assert {one["selector"] for one in asked["columns"]} <= set(row)
+        assert {one["key"] for one in asked["url_options"]["params"]} <= known
 
 
 def test_what_a_new_user_copies_needs_no_variable_and_no_plugin() -> None:

@@ -18,12 +18,12 @@ from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from exporter.demonstration.private_namespaces import BRIDGE_ADDRESS, BRIDGE_MAC
 from exporter.token_changes import create_token
 from exporter.tokens import Role
-from tests.grafana.expressions import FILES, infinity_targets, plain, targets
+from tests.grafana.expressions import FILES, history_targets, plain, targets
 from tests.grafana.infinity import asked, wide
 from tests.live.servers import Prometheus, Server, exporter_server, prometheus_server
 
 JOB, INSTANCE = "libvirt", "alpha:9177"
-TARGETS = [target for file in FILES for target in infinity_targets(file)]
+TARGETS = history_targets()
 YEAR = [target for file in FILES for target in targets(file) if target.panel.get("timeFrom") == "1y"]
 
 

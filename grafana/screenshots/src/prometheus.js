@@ -53,6 +53,9 @@ function onGrid(values, scene) {
 }
 
 function table(series, valueName) {
+  if (series.length === 0) {
+    return []; // a frame without fields, which merging leaves out
+  }
   const names = [...new Set(series.flatMap((one) => Object.keys(one.metric)))].sort();
   const field = (name, type, values) => ({ name, type, config: {}, values });
   return [{
