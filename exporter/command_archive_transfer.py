@@ -7,7 +7,7 @@ import gzip
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -61,14 +61,22 @@ def build_import() -> click.Command:
 def _export(format_: str, domain: str, since: str, until: str, output: Path | None, **settings: str | None) -> None:
     from exporter.archive.domain_lookup import find_domain
     from exporter.archive.timespan import parse_span
-    from exporter.archive.transfer import CSV_COLUMNS, csv_rows, exported_documents, ndjson_lines
+    from exporter.archive.transfer import (
+        CSV_COLUMNS,
+        csv_rows,
+        exported_collections,
+        exported_documents,
+        ndjson_lines,
+    )
     from exporter.command_archive_options import read_settings
+    from exporter.command_archive_progress import collections_progress
 
     span = parse_span("1970-01-01T00:00Z" if since == "1970-01-01Z" else since, until, time.time())
-    with read_settings(settings).database() as database, _progress("exporting") as progress:
+    with read_settings(settings).database() as database:
         uuid = find_domain(database, domain, span).uuid if domain else None
-        documents = exported_documents(database, span, uuid, progress, raw_only=format_ == "csv")
-        with _written(output) as file:
+        names = exported_collections(database, span, raw_only=format_ == "csv")
+        with collections_progress("exporting", names) as progress, _written(output) as file:
+            documents = exported_documents(database, names, span, uuid, progress)
             if format_ == "csv":
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(CSV_COLUMNS)
@@ -80,30 +88,20 @@ def _export(format_: str, domain: str, since: str, until: str, output: Path | No
 def _import(file: Path, **settings: str | None) -> None:
     from exporter.archive.transfer import Importer, parsed_lines
     from exporter.command_archive_options import read_settings
+    from exporter.command_archive_progress import documents_progress
 
     place = read_settings(settings)
-    with _progress("checking") as progress:
+    total = 0
+    with documents_progress("checking") as progress:
         for name, _ in parsed_lines(_lines(file)):
             progress(name, 1)
-    with place.database() as database, _progress("importing") as progress:
+            total += 1
+    with place.database() as database, documents_progress("importing", total) as progress:
         result = Importer(database, place.remote).run(parsed_lines(_lines(file)), progress)
     click.echo(
         f"imported {result.new} documents into {database.name}, {result.known} were there already; "
         f"{result.updated} objects and hosts brought up to date"
     )
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[str, int], None]]:
-    """A line on a terminal's stderr that says what is being done and how much was."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    shown = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    with shown:
-        task = shown.add_task(what, total=None)
-        yield lambda name, count: shown.update(task, advance=count, description=f"{what} {name}")
 
 
 def _lines(path: Path) -> Iterator[bytes]:

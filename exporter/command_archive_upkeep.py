@@ -81,16 +81,15 @@ def _status(**values: str | None) -> None:
 
 
 def _verify(**values: str | None) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
     from exporter.archive.inspection import raw_partitions, verify
+    from exporter.command_archive_progress import collections_progress
 
     bad = count = 0
     with _opened(values) as (_, database):
         names = raw_partitions(database)
-        for name in track(names, "Verifying", console=Console(stderr=True), disable=not sys.stderr.isatty()):
-            for problems in verify(database, name):
+        with collections_progress("verifying", names) as tell:
+            for name, problems in ((each, found) for each in names for found in verify(database, each)):
+                tell(name, 1)
                 count += 1
                 bad += bool(problems)
                 if problems and bad <= _MOST_SHOWN:
@@ -120,12 +119,15 @@ def _rollup(repair: bool, since: str, until: str, **values: str | None) -> None:
 
 def _prune(dry_run: bool, **values: str | None) -> None:
     from exporter.archive.retention import drop_expired, expired
+    from exporter.command_archive_progress import collections_progress
 
     with _opened(values) as (settings, database):
         retention = settings.archive.retention
+        names = expired(database.list_collection_names(), retention, datetime.now(UTC))
         if dry_run:
-            for name in expired(database.list_collection_names(), retention, datetime.now(UTC)):
+            for name in names:
                 click.echo(f"would drop {name}")
             return
-        for name in drop_expired(database, retention):
-            click.echo(f"dropped {name}")
+        with collections_progress("dropping", names) as tell:
+            for name in drop_expired(database, retention, before=tell):
+                click.echo(f"dropped {name}")

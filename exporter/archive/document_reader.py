@@ -57,7 +57,8 @@ class DocumentReader:
         return self.database.list_collection_names()
 
     def documents(
-        self, names: Sequence[str], resolution: Resolution, uuid: UUID, span: Span, columns: Sequence[Column]
+        self, names: Sequence[str], resolution: Resolution, uuid: UUID, span: Span,
+        columns: Sequence[Column | tuple[Column, str]],
     ) -> Iterator[Mapping[str, Any]]:
         """The documents of these collections that may reach into the span, by start; with these columns only."""
         margin_s = _RAW_MARGIN_S if resolution is RAW else resolution.span_s

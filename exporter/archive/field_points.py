@@ -18,6 +18,14 @@ def columns_of(field: HistoryField) -> tuple[Column, ...]:
     return tuple(column for column in found if column is not None)
 
 
+def rollup_paths(field: HistoryField) -> tuple[tuple[Column, str], ...]:
+    """Which statistics of its columns a field's roll-up points are made of: what is not asked for costs nothing."""
+    top, *rest = columns_of(field)
+    if field.is_counter or (field.computed is not None and field.computed.ratio is Ratio.PER_CHANGE):
+        return tuple((column, "increase") for column in (top, *rest))
+    return (*((top, word) for word in ("min", "avg", "max")), *((column, "avg") for column in rest))
+
+
 def raw_points(field: HistoryField, raw: RawColumns) -> dict[str, Points]:
     """Points in the field's unit by device name ('' for the object itself), from raw samples."""
     top, *rest = columns_of(field)

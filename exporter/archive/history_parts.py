@@ -20,7 +20,7 @@ from exporter.archive.documents import (
     moment,
     partition_span,
 )
-from exporter.archive.field_points import columns_of, raw_points, rollup_points
+from exporter.archive.field_points import columns_of, raw_points, rollup_paths, rollup_points
 from exporter.archive.history_fields import HistoryField
 from exporter.archive.points import Points, join
 from exporter.archive.raw_columns import RESTART_COLUMNS, raw_columns
@@ -57,6 +57,7 @@ class PartReader:
         self._uuid = uuid
         self._fields = tuple(fields)
         self._columns = tuple(dict.fromkeys(column for field in fields for column in columns_of(field)))
+        self._paths = tuple(dict.fromkeys(path for field in fields for path in rollup_paths(field)))
         self._parts: list[Part] = []
         self._pieces: dict[tuple[HistoryField, str], list[Points]] = {}
         self._live = False
@@ -99,7 +100,7 @@ class PartReader:
             self._read_down(Span(max(span.start_s, end_s), span.end_s), order - 1)
 
     def _read_rollups(self, span: Span, resolution: Resolution) -> float:
-        documents = self._documents.documents(self._names, resolution, self._uuid, span, self._columns)
+        documents = self._documents.documents(self._names, resolution, self._uuid, span, self._paths)
         rolled = rollup_columns(documents, self._columns)
         end_s = min(max(rolled.end_s, span.start_s), span.end_s)
         if end_s > span.start_s:

@@ -45,11 +45,15 @@ def device_order(device: str) -> tuple[int, int, str]:
     return (0, int(device), "") if device.isascii() and device.isdigit() else (1, 0, device)
 
 
-def wanted_projection(columns: Iterable[Column], head: Sequence[str]) -> dict[str, int]:
-    """The projection of a find that gives these columns and the fields of the head, and nothing else."""
+def wanted_projection(columns: Iterable[Column | tuple[Column, str]], head: Sequence[str]) -> dict[str, int]:
+    """The projection of a find that gives these columns and the fields of the head, and nothing else.
+
+    (column, word) is one statistic of a column of a roll-up, like `avg`.
+    """
     found = dict.fromkeys(head, 1)
-    for column in columns:
-        found[f"{column.group}.{column.name}"] = 1
+    for wanted in columns:
+        column, *words = wanted if isinstance(wanted, tuple) else (wanted,)
+        found[".".join((column.group, column.name, *words))] = 1
         if column.group != VALUES:
             found[f"{column.group}.device"] = 1
     return {"_id": 0, **found}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from exporter.archive.connection import Database
@@ -28,13 +28,17 @@ def expired(names: Iterable[str], retention: ArchiveRetentionSettings, now: date
     return [name for _, name in sorted(found)]
 
 
-def drop_expired(database: Database, retention: ArchiveRetentionSettings) -> Iterator[str]:
+def drop_expired(database: Database, retention: ArchiveRetentionSettings,
+                 before: Callable[[str], object] = lambda _: None) -> Iterator[str]:
     """Drops what is past its retention and yields each name once it is gone.  Raises PyMongoError.
+
+    ``before`` is called with each name: a drop may take long.
 
     The server's clock decides as well as ours: one host whose clock is ahead must not drop what others wrote.
     """
     server: datetime = database.client.admin.command("hello")["localTime"]
     now = min(datetime.now(UTC), server if server.tzinfo else server.replace(tzinfo=UTC))
     for name in expired(database.list_collection_names(), retention, now):
+        before(name)
         database.drop_collection(name)
         yield name

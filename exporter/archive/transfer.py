@@ -58,24 +58,36 @@ class Imported:
     updated: int = 0
 
 
-def exported_documents(
-    database: Database, span: Span, uuid: UUID | None, progress: Progress, raw_only: bool = False
-) -> Iterator[tuple[str, Document]]:
-    """(collection, document) of what starts in the span, of one object where `uuid` is given; raises HistoryError."""
+def exported_collections(database: Database, span: Span, raw_only: bool = False) -> list[str]:
+    """The collections that may hold documents of the span, in the order of an export; raises HistoryError."""
     since, until = moment(int(span.start_s * 1000)), moment(int(span.end_s * 1000))
     with telling_failures(database):
         check_schema(database, create=False)
         names = database.list_collection_names()
-        for name in () if raw_only else (OBJECTS, HOSTS):
-            condition = {"uuid": binary_uuid(uuid)} if uuid and name == OBJECTS else {}
-            for document in database.get_collection(name, codec_options=_OPTIONS).find(condition):
+    partitions = [name for resolution in ((RAW,) if raw_only else RESOLUTIONS)
+                  for name in resolution.collections(names, since, until)]
+    return partitions if raw_only else [OBJECTS, HOSTS, *partitions]
+
+
+def exported_documents(
+    database: Database, names: Iterable[str], span: Span, uuid: UUID | None, progress: Progress
+) -> Iterator[tuple[str, Document]]:
+    """(collection, document) of what starts in the span, of one object where `uuid` is given; raises HistoryError."""
+    since, until = moment(int(span.start_s * 1000)), moment(int(span.end_s * 1000))
+    with telling_failures(database):
+        for name in names:
+            for document in _documents(database, name, since, until, uuid):
                 progress(name, 1)
                 yield name, document
-        for resolution in (RAW,) if raw_only else RESOLUTIONS:
-            for name in resolution.collections(names, since, until):
-                for document in _partition(database, name, since, until, uuid):
-                    progress(name, 1)
-                    yield name, document
+
+
+def _documents(
+    database: Database, name: str, since: datetime, until: datetime, uuid: UUID | None
+) -> Iterable[Document]:
+    if name not in (OBJECTS, HOSTS):
+        return _partition(database, name, since, until, uuid)
+    condition = {"uuid": binary_uuid(uuid)} if uuid and name == OBJECTS else {}
+    return database.get_collection(name, codec_options=_OPTIONS).find(condition)
 
 
 def _partition(

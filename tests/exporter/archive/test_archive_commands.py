@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+import termios
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from pymongo import MongoClient
@@ -13,6 +19,7 @@ from exporter.cli import run as virtgauge
 from tests.exporter.archive.archive_rig import rig
 
 pytestmark = pytest.mark.live
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -53,6 +60,43 @@ def test_status_verify_rollup_and_prune(filled, capsys):
     assert "raw_20200101" in filled.list_collection_names()
     assert virtgauge(["archive", "prune"]) == 0
     assert capsys.readouterr().out == "dropped raw_20200101\n"
+
+
+def on_terminal(*arguments):
+    """(status, stdout, what a terminal of 100 columns showed) of a command whose stderr is that terminal."""
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(end, (30, 100))
+    with subprocess.Popen([sys.executable, "-c", "from exporter.cli import main; main()", "archive", *arguments],
+                          stdout=subprocess.PIPE, stderr=end, cwd=ROOT,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}) as process:
+        os.close(end)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: its last writer has gone
+            while piece := os.read(terminal, 65536):
+                shown += piece
+        out = process.stdout.read().decode()
+    os.close(terminal)
+    return process.returncode, out, shown.decode()
+
+
+def test_long_work_shows_how_far_it_is_on_a_terminal_and_nothing_of_it_elsewhere(filled, tmp_path):
+    (raw,) = [name for name in filled.list_collection_names() if name.startswith("raw_")]
+    file = str(tmp_path / "a.ndjson.zst")
+    filled["raw_20200101"].insert_one({"x": 1})
+    span = ("--since", "2026-09-21T14:00Z", "--until", "2026-09-21T16:00Z")
+    for arguments, words in (
+            (("prune",), ("dropping raw_20200101", "1/1")),
+            (("verify",), (f"verifying {raw}", "1/1", "60 documents")),
+            (("rollup", "--repair", *span), ("Rolling up", "100%")),
+            (("export", "--output", file), ("exporting hourly_2026", "5/5", "70 documents")),
+            (("import", file), ("checking", "importing hourly_2026", "70/70")),
+    ):
+        status, out, shown = on_terminal(*arguments)
+        assert status == 0, shown
+        for word in words:
+            assert word in shown, (arguments, shown)
+        assert "\x1b" not in out
+        assert "\u2501" in shown, "there is no bar"
 
 
 def test_verify_names_what_is_wrong(filled, capsys):
