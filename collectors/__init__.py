@@ -8,6 +8,7 @@ from . import bandwidth, dirtyrate, iothread, kvm, perf
 from .backing import BACKING, BackingSource
 from .block import BLOCK
 from .configuration import CONFIGURATION
+from .disk_errors import DISK_ERRORS, DiskErrorSource
 from .domain import DOMAIN
 from .domain_groups import groups_source
 from .event_counts import EVENTS
@@ -15,7 +16,8 @@ from .fields import Collector
 from .host import HOST, HostSource
 from .interface import INTERFACE
 from .inventory import INVENTORY, Inventory
-from .jobs import JOBS, JobSource
+from .job_reading import JobSource
+from .jobs import JOBS
 from .limits import LIMITS
 from .memory import MEMORY
 from .periodic import Source
@@ -26,8 +28,8 @@ from .vcpu import VCPU
 from .virtual_networks import VIRTUAL_NETWORKS, NetworkSource
 
 COLLECTORS: tuple[Collector, ...] = (
-    INVENTORY, DOMAIN, VCPU, MEMORY, BLOCK, INTERFACE, LIMITS, EVENTS, JOBS, SNAPSHOTS, SETTINGS,
-    HOST, STORAGE, VOLUMES, VIRTUAL_NETWORKS,
+    INVENTORY, DOMAIN, VCPU, MEMORY, BLOCK, INTERFACE, LIMITS, EVENTS, DISK_ERRORS, JOBS, SNAPSHOTS,
+    SETTINGS, HOST, STORAGE, VOLUMES, VIRTUAL_NETWORKS,
     CONFIGURATION, BACKING,
     kvm.KVM, kvm.KVM_ALL, perf.PERF, iothread.IOTHREAD, bandwidth.BANDWIDTH, dirtyrate.DIRTYRATE)
 """The one list of collectors, in page order."""
@@ -38,8 +40,9 @@ SOURCES: Mapping[str, Callable[[Inventory], Source]] = {
     "perf": lambda _: groups_source(perf.PERF, perf.GROUPS),
     "iothread": lambda _: groups_source(iothread.IOTHREAD, iothread.GROUPS),
     "bandwidth": lambda _: groups_source(bandwidth.BANDWIDTH, bandwidth.GROUPS),
-    "dirtyrate": lambda _: groups_source(dirtyrate.DIRTYRATE, dirtyrate.GROUPS),
+    "dirtyrate": lambda _: groups_source(dirtyrate.DIRTYRATE, dirtyrate.GROUPS, dirtyrate.numbered),
     BACKING.name: BackingSource,
+    DISK_ERRORS.name: DiskErrorSource,
     JOBS.name: JobSource,
     SNAPSHOTS.name: SnapshotSource,
     SETTINGS.name: SettingsSource,
@@ -51,7 +54,7 @@ SOURCES: Mapping[str, Callable[[Inventory], Source]] = {
 """What makes the periodic Source of a collector that is read beside the sampling, by the collector's name."""
 
 HASTENED_BY: Mapping[str, tuple[str, ...]] = {
-    "lifecycle": (JOBS.name, SETTINGS.name, SNAPSHOTS.name),
+    "lifecycle": (DISK_ERRORS.name, JOBS.name, SETTINGS.name, SNAPSHOTS.name),
     "job_completed": (JOBS.name, SNAPSHOTS.name),
     "block_job_2": (JOBS.name, BACKING.name),
     "migration_iteration": (JOBS.name,),

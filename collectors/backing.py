@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from .bulk import GROUP_BITS
 from .connection import Session
 from .domain_groups import domain_subject, read_whole
+from .domain_xml import DomainXMLError, parse
 from .fields import Collector, Declaration, Field, Kind
 from .inventory import Inventory
 from .periodic import RunningDomain, Scope
@@ -52,25 +54,46 @@ class BackingSource:
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
         assert isinstance(part, RunningDomain)
+        images = _images(session, part.uuid)
         answer = read_whole(session, part.uuid, GROUP_BITS["block"], _BACKING)
         for domain in answer.domains:
-            found = chains(domain.stats)
+            found = chains(domain.stats, images)
             if found and domain.id == part.id:
                 yield Record(domain_subject(part), self.collector, found, answer.sampled_at_s)
 
 
-def chains(stats: Mapping[str, Value]) -> dict[str, Value]:
-    """The keys that BACKING reads, of libvirt's: entries of one name are one chain, the image on top first."""
-    places: dict[str, int] = {}
-    levels: dict[int, int] = {}
+def _images(session: Session, uuid: str) -> dict[str, tuple[int, ...]]:
+    """The numbers of each disk's own images; read anew, since no event tells that a copy has begun."""
+    try:
+        return {disk.target_device: disk.images for domain in session.domains((uuid,))
+                for disk in parse(domain.XMLDesc(0)).disks}
+    except DomainXMLError:
+        return {}
+
+
+def chains(stats: Mapping[str, Value], images: Mapping[str, tuple[int, ...]]) -> dict[str, Value]:
+    """The keys that BACKING reads, of libvirt's: entries of one name are one chain, the image on top first.
+
+    ``images`` are the numbers of those that belong to the chain, by the disk's name: libvirt gives the target of a
+    copy, the scratch file of a backup and a data store under the same name.
+    """
     found: dict[str, Value] = {}
-    number = 0
-    while f"block.{number}.name" in stats:
-        name = str(stats[f"block.{number}.name"])
-        place = places.setdefault(name, len(places))
-        level = levels[place] = levels.get(place, -1) + 1
-        found |= {f"backing.{place}.name": name, f"backing.{place}.images": level + 1}
-        found |= {f"backing.{place}.{level}.{word}": stats[f"block.{number}.{word}"] for word in _SIZES
-                  if f"block.{number}.{word}" in stats}
-        number += 1
+    for place, (name, entries) in enumerate(_entries(stats).items()):
+        own = images.get(name, ())
+        if stats.get(f"block.{entries[0]}.backingIndex") in own:  # else the XML is of another moment
+            entries = [number for number in entries if stats.get(f"block.{number}.backingIndex") in own]
+        found |= {f"backing.{place}.name": name, f"backing.{place}.images": len(entries)}
+        found |= {f"backing.{place}.{level}.{word}": stats[f"block.{number}.{word}"]
+                  for level, number in enumerate(entries) for word in _SIZES if f"block.{number}.{word}" in stats}
+    return found
+
+
+def _entries(stats: Mapping[str, Value]) -> dict[str, list[int]]:
+    """The numbers of libvirt's entries by their name."""
+    found: dict[str, list[int]] = {}
+    for number in itertools.count():
+        name = stats.get(f"block.{number}.name")
+        if name is None:
+            return found
+        found.setdefault(str(name), []).append(number)
     return found

@@ -5,6 +5,7 @@ Three families: ``tinkoff`` (also AlexZzz, rumanzo), ``inovex``, ``kumina`` (als
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -52,6 +53,7 @@ def _disk(name: str, source: str, new: str) -> Field:
 
 
 _PROTOCOL = "protocol of a network disk"
+_VCPU_TIME = re.compile(r"vcpu\.[0-9]+\.time")
 _VCPU_STATE = _old("vcpu.<n>.state", "domain_vcpu_state", "libvirt_domain_vcpu_time_seconds_total's rate", 1.0,
                    Kind.GAUGE, "vcpu")
 _POOL_WORDS = ("state", "capacity", "allocation", "available")
@@ -158,12 +160,23 @@ def renamed(families: Iterable[str]) -> Callable[[tuple[Constant, ...]], tuple[C
     return both
 
 
+OLD_NUMBERS = frozenset({"tinkoff", "inovex"})
+"""Families whose names need ``with_old_numbers``."""
+
+
 def with_old_numbers(records: Sequence[Record]) -> list[Record]:
-    """The Records with what inovex's names ask for and ours do not: a domain's time-out, its job's type as a number."""
+    """The Records with what the old names ask for and ours do not.
+
+    A domain's time-out, its job's type as a number, and the state of vCPUs that the kernel tells of: libvirt says 1
+    (running) of each that is plugged in.
+    """
     return [_with_old_numbers(record) for record in records]
 
 
 def _with_old_numbers(record: Record) -> Record:
+    if record.source == "kernel":
+        states = {f"{key[:-len('time')]}state": 1 for key in record.stats if _VCPU_TIME.fullmatch(key)}
+        return replace(record, stats={**record.stats, **states})
     if "sample.complete" in record.stats:
         return replace(record, stats={**record.stats, "sample.timed-out": not record.stats["sample.complete"]})
     for constant in record.constants:

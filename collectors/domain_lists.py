@@ -9,23 +9,23 @@ import libvirt
 
 from .connection import Session
 from .owner_metadata import cut
-from .periodic import RunningDomain
+from .periodic import RunningDomain, Scope
 
-HAVING: Mapping[str, int] = {"persistent": 1 << 2, "managed-save": 1 << 8, "autostart": 1 << 10, "snapshots": 1 << 12,
-                             "checkpoints": 1 << 14}
+HAVING: Mapping[str, int] = {"persistent": 1 << 2, "paused": 1 << 5, "managed-save": 1 << 8, "autostart": 1 << 10,
+                             "snapshots": 1 << 12, "checkpoints": 1 << 14}
 """virConnectListAllDomainsFlags by what the listed domains have; numbers, since an older binding lacks some names."""
 
 
-def all_domains(session: Session) -> list[RunningDomain]:
-    """All domains, also those that do not run (their id is -1), by one call."""
-    return _domains(session, 0)
+def all_domains(session: Session, scope: Scope) -> list[RunningDomain]:
+    """All watched domains, also those that do not run (their id is -1), by one call."""
+    return _domains(session, scope, 0)
 
 
-def domains_having(session: Session, what: str) -> list[RunningDomain] | None:
-    """The domains that have it (a word of HAVING), by one call; None where libvirt cannot tell them apart."""
+def domains_having(session: Session, scope: Scope, what: str) -> list[RunningDomain] | None:
+    """The watched domains that have it (a word of HAVING), by one call; None where libvirt cannot tell them apart."""
     name = f"listAllDomains({what})"
     try:
-        return session.support.ask(name, lambda: _domains(session, HAVING[what]))
+        return session.support.ask(name, lambda: _domains(session, scope, HAVING[what]))
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:  # so an older libvirt speaks of a flag it lacks
             raise
@@ -33,8 +33,9 @@ def domains_having(session: Session, what: str) -> list[RunningDomain] | None:
         return None
 
 
-def _domains(session: Session, flags: int) -> list[RunningDomain]:
-    return [RunningDomain(d.UUIDString(), d.ID(), cut(d.name())) for d in session.connection.listAllDomains(flags)]
+def _domains(session: Session, scope: Scope, flags: int) -> list[RunningDomain]:
+    found = (RunningDomain(d.UUIDString(), d.ID(), cut(d.name())) for d in session.connection.listAllDomains(flags))
+    return [domain for domain in found if scope.wants(domain.uuid, domain.name)]
 
 
 def lookup(session: Session, uuid: str) -> Any:

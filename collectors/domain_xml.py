@@ -51,7 +51,8 @@ class DomainXMLError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Disk:
     """A <disk>.  ``source_file`` is a file, a block device, ``protocol:name`` or ``pool/volume``; empty without a
-    medium.  ``limits`` are pairs of a key of BLOCK_LIMITS and its number, only those that are set."""
+    medium.  ``limits`` are pairs of a key of BLOCK_LIMITS and its number, only those that are set.  ``images`` are
+    QEMU's numbers of the images in its backing chain, the one on top first; empty where one has no number."""
 
     target_device: str
     device: str
@@ -63,6 +64,7 @@ class Disk:
     serial: str
     source_file: str
     limits: tuple[tuple[str, int], ...] = ()
+    images: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,7 @@ def _disks(root: Element) -> Iterator[Disk]:
             _attribute(disk, "target", "dev"), disk.get("device", "disk"), _attribute(disk, "target", "bus"),
             disk.get("type", ""), _attribute(disk, "driver", "type"), _attribute(disk, "driver", "cache"),
             _attribute(disk, "driver", "discard"), _text(disk, "serial"), _source(disk),
-            tuple(_limits(disk)))
+            tuple(_limits(disk)), _images(disk))
 
 
 def _limits(disk: Element) -> Iterator[tuple[str, int]]:
@@ -206,6 +208,18 @@ def _limits(disk: Element) -> Iterator[tuple[str, int]]:
         number = _number((element.text or "").strip())
         if element.tag in BLOCK_LIMITS and number:  # libvirt's 0 is no limit
             yield element.tag, number
+
+
+def _images(disk: Element) -> tuple[int, ...]:
+    found: list[int] = []
+    image: Element | None = disk
+    while image is not None and image.find("source") is not None:
+        number = _number(_attribute(image, "source", "index"))
+        if number is None:
+            return ()
+        found.append(number)
+        image = image.find("backingStore")
+    return tuple(found)
 
 
 def _source(disk: Element) -> str:

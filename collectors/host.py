@@ -19,6 +19,8 @@ NODE_INFO = "libvirt_node_info"
 _MEBIBYTE = 1 << 20
 _KSM = ("shared", "sharing", "unshared", "volatile")
 _MOST_CELLS = 1024
+_CAPABILITIES_S = 60.0
+"""How long the capabilities are kept: the daemon makes them anew at each call, and they say what hardly changes."""
 
 
 def _field(source: str, name: str, text: str, kind: Kind = Kind.GAUGE, scale: float = 1.0, since: str = "0.9.3",
@@ -34,6 +36,14 @@ def _declarations() -> tuple[Declaration, ...]:
                since="0.1.0"),
         _field("node.cells", "cells", "Number of the host's NUMA cells (virNodeGetInfo, node.cells, count).",
                since="0.1.0"),
+        *(_field(f"node.{word}", word.replace("-", "_"),
+                 f"{text} (virNodeGetInfo, node.{word}, count).", since="0.1.0") for word, text in (
+                     ("sockets-per-cell", "Number of the processor sockets of a NUMA cell"),
+                     ("cores-per-socket", "Number of the cores of a socket; on odd topologies all CPUs"),
+                     ("threads-per-core", "Number of the threads of a core"))),
+        _field("node.mhz", "cpu_frequency_hertz",
+               "Nominal clock of the host's CPUs; absent where libvirt does not know it (virNodeGetInfo, node.mhz, "
+               "megahertz).", scale=1e6, since="0.1.0", zero_is_unknown=True),
         _field("node.vcpus-allocated", "vcpus_allocated",
                "Number of vCPUs of all running domains (domain XML <vcpu>, node.vcpus-allocated, count)."),
         _field("node.memory-allocated", "memory_allocated_bytes",
@@ -85,29 +95,41 @@ class HostSource:
     def __init__(self, inventory: Inventory) -> None:
         self._inventory = inventory
         self._running: tuple[RunningDomain, ...] = ()
+        self._hostname = ""
+        self._capabilities: tuple[float, str] | None = None
 
     def parts(self, session: Session, scope: Scope) -> Sequence[str]:
         self._running = scope.running
-        return ("host",)
+        return ("host", "name")
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
+        return [self._name(session) if part == "name" else self._host(session)]
+
+    def _name(self, session: Session) -> Record:
+        """Who the host is: a part of its own, asked once, since libvirtd may ask the name servers for it."""
+        read_at_s, connection = time.monotonic(), session.connection
+        self._hostname = self._hostname or str(connection.getHostname())
+        constant = Constant(NODE_INFO, (("hostname", self._hostname), ("model", str(connection.getInfo()[0]))))
+        return Record(SUBJECT, "host-name", {}, read_at_s, (constant,))
+
+    def _host(self, session: Session) -> Record:
         read_at_s = time.monotonic()
         connection, ask = session.connection, session.support.ask
         info = connection.getInfo()
-        stats: dict[str, Value] = {"node.cpus": info[2], "node.cells": info[4]}
+        stats: dict[str, Value] = {
+            "node.cpus": info[2], "node.mhz": info[3], "node.cells": info[4], "node.sockets-per-cell": info[5],
+            "node.cores-per-socket": info[6], "node.threads-per-core": info[7]}
         for mode, value in (ask("getCPUStats", lambda: connection.getCPUStats(-1)) or {}).items():
             stats[f"node.cpu.{mode}"] = value
         memory = ask("getMemoryStats", lambda: connection.getMemoryStats(-1)) or {"total": info[1] * 1024}
         stats |= {f"node.memory.{word}": value for word, value in memory.items()}
         stats |= self._cells(session) | self._ksm(session) | self._allocated()
-        constants = (Constant(NODE_INFO, (("hostname", connection.getHostname()), ("model", str(info[0])))),)
-        yield Record(SUBJECT, self.collector, stats, read_at_s, constants)
+        return Record(SUBJECT, self.collector, stats, read_at_s)
 
     def _cells(self, session: Session) -> dict[str, Value]:
         stats: dict[str, Value] = {}
         connection, ask = session.connection, session.support.ask
-        text = ask("getCapabilities", connection.getCapabilities)
-        for cell, pages in sorted(huge_pages(text or "<capabilities/>").items())[:_MOST_CELLS]:
+        for cell, pages in sorted(huge_pages(self._capabilities_of(session)).items())[:_MOST_CELLS]:
             memory = ask("getMemoryStats", partial(connection.getMemoryStats, cell)) or {}
             stats |= {f"node.cell.{cell}.{word}": memory[word] for word in ("total", "free") if word in memory}
             if not pages:
@@ -120,6 +142,13 @@ class HostSource:
                 if size_kib in free.get(cell, {}):
                     stats[f"{stem}.free"] = free[cell][size_kib]
         return stats
+
+    def _capabilities_of(self, session: Session) -> str:
+        now_s = time.monotonic()
+        if self._capabilities is None or now_s - self._capabilities[0] > _CAPABILITIES_S:
+            text = session.support.ask("getCapabilities", session.connection.getCapabilities)
+            self._capabilities = (now_s, text or "<capabilities/>")
+        return self._capabilities[1]
 
     def _ksm(self, session: Session) -> dict[str, Value]:
         found = session.support.ask("getMemoryParameters", session.connection.getMemoryParameters) or {}

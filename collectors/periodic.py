@@ -27,7 +27,7 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -54,10 +54,14 @@ class RunningDomain:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What the last sample knows.  ``hung`` are the uuids whose monitor is held up: ask nothing of their QEMU."""
+    """What the last sample knows.  ``hung`` are the uuids whose monitor is held up: ask nothing of their QEMU.
+
+    ``wants`` says by uuid and name which domains are watched at all; those that run are chosen already.
+    """
 
     running: tuple[RunningDomain, ...] = ()
     hung: frozenset[str] = frozenset()
+    wants: Callable[[str, str], bool] = lambda uuid, name: True
 
     @property
     def healthy(self) -> tuple[RunningDomain, ...]:

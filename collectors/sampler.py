@@ -161,7 +161,7 @@ class Sampler:
         if round_.roster is None:
             return None
         running = tuple(RunningDomain(e.uuid, e.id, e.name) for e in round_.roster.entries if e.id >= 0)
-        return Scope(running, round_.answers.hung())
+        return Scope(running, round_.answers.hung(), self._wants)
 
     def _succeeded(self, collector: Collector, round_: _Round, complete: bool) -> bool:
         if round_.roster is None:

@@ -76,9 +76,9 @@ class SettingsSource:
 
     def parts(self, session: Session, scope: Scope) -> Sequence[RunningDomain]:
         self._read_at_s = time.monotonic()
-        listed = {switch: domains_having(session, switch) for switch in _SWITCHES}
+        listed = {switch: domains_having(session, scope, switch) for switch in _SWITCHES}
         self._on = {switch: frozenset(d.uuid for d in on) for switch, on in listed.items() if on is not None}
-        domains = all_domains(session)
+        domains = all_domains(session, scope)
         keys = {(domain.uuid, domain.id) for domain in domains}
         with self._lock:
             self._touched &= {uuid for uuid, _ in keys}

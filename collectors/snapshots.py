@@ -52,9 +52,9 @@ class SnapshotSource:
     def parts(self, session: Session, scope: Scope) -> Sequence[RunningDomain]:
         found: dict[str, RunningDomain] = {}
         for many, *_ in _KINDS:
-            domains = domains_having(session, many)
+            domains = domains_having(session, scope, many)
             if domains is None:  # libvirt cannot tell: each is asked
-                domains = all_domains(session)
+                domains = all_domains(session, scope)
             self._having[many] = frozenset(domain.uuid for domain in domains)
             found |= {domain.uuid: domain for domain in domains}
         self._created = {key: times for key, times in self._created.items() if key[0] in self._having[key[1]]}

@@ -32,7 +32,8 @@ _TABLE = """
 |---|---|---|---|---|---|---|
 """
 _UNITS = ("bytes_per_second", "packets_per_second", "reads_per_second", "writes_per_second", "flushes_per_second",
-          "timestamp_seconds", "seconds", "bytes", "ratio", "cores")
+          "timestamp_seconds", "seconds", "bytes", "ratio", "cores", "hertz", "joules",
+          "farads")
 
 
 def reference() -> str:

@@ -13,7 +13,7 @@ from collectors import COLLECTORS, HASTENED_BY, SOURCES
 from collectors.background import Background
 from collectors.batch import Builder
 from collectors.bulk import build_info
-from collectors.compat import OldPools, compat_collector, renamed, with_old_numbers
+from collectors.compat import OLD_NUMBERS, OldPools, compat_collector, renamed, with_old_numbers
 from collectors.connection import Opener, host_identity, is_local
 from collectors.domain_records import DomainRecords
 from collectors.event_counts import EventCounts
@@ -100,7 +100,7 @@ class Exporter:
     def _choice(self, filters: Filters, compat: Sequence[str]) -> Callable[[Sequence[Record]], Sequence[Record]] | None:
         """What is done with each sample's Records, None for nothing."""
         choosing = bool(filters.metadata or filters.device)
-        old = "inovex" in compat
+        old = bool(set(compat) & OLD_NUMBERS)
 
         def chosen(found: Sequence[Record]) -> Sequence[Record]:
             if choosing:

@@ -17,7 +17,7 @@ PAGE_MADE = {"virtgauge_sample_age_seconds"}  # the page adds it as it is served
 UNITS = {"nanoseconds", "milliseconds", "seconds", "KiB", "bytes", "count", "number", "ratio", "boolean",
          "enumeration", "text", "version", "domains", "calls", "samplings", "series", "seconds since the epoch",
          "seconds a second", "bytes a second", "requests a second", "MiB a second",
-         "pages a second", "cores"}
+         "pages a second", "cores", "percent", "megahertz", "joules", "farads"}
 UNUSUAL_UNITS = ("nanosecond", "millisecond", "kib", "mib", "kilobyte", "percent", "minute", "hour", "celsius")
 # From the rates' helps: they name the key whose change they are.
 RATE = re.compile(r"\((?:rate|change) of libvirt ")
@@ -38,7 +38,7 @@ def test_name(declaration: Declaration) -> None:
         # The limits carry the widely used family's names.
         assert name.endswith(("_info", "_reason", "size_iops_bytes", "_period_seconds")) or "_limit_" in name
     if name.endswith("_ratio"):
-        assert isinstance(declaration, Computed)
+        assert isinstance(declaration, Computed) or (isinstance(declaration, Field) and declaration.scale == 0.01)
 
 
 @pytest.mark.parametrize("declaration", DECLARATIONS, ids=ids)
@@ -78,6 +78,12 @@ def test_scale_leads_to_the_base_unit_that_the_name_states(declaration: Declarat
     elif ", KiB" in declaration.help:
         assert declaration.scale == 1024
         assert declaration.name.removesuffix("_total").endswith("_bytes")
+    elif ", megahertz" in declaration.help:
+        assert declaration.scale == 1e6
+        assert declaration.name.endswith("_hertz")
+    elif ", percent" in declaration.help:
+        assert declaration.scale == 0.01
+        assert declaration.name.endswith("_ratio")
     elif ", bytes)" in declaration.help:
         assert declaration.scale == 1
         assert declaration.name.removesuffix("_total").endswith("_bytes")

@@ -2,6 +2,7 @@
 
 From libvirt 12.8's header and virsh manual: block limits and timed groups (11.10), latency histograms (12.1), I/O
 thread poll weight (12.7); and what needs other hardware or set-up: resctrl, perf events, dirty rate, s390's halted.
+The energy monitors (12.4) have no name of their values in the header: they are by the patches' and the kernel's words.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 
 from collectors.backing import chains
 from collectors.block import BLOCK
+from collectors.dirtyrate import numbered
 from collectors.fields import Constant, Kind
 from collectors.host import HOST, SUBJECT
 from collectors.jobs import JOBS
@@ -52,8 +54,8 @@ NEWER: Mapping[str, Value] = {
     "vcpu.0.halted": True,
     "iothread.count": 2, "iothread.1.poll-max-ns": 32768, "iothread.1.poll-grow": 0, "iothread.1.poll-shrink": 0,
     "iothread.1.poll-weight": 2, "iothread.4.poll-max-ns": 32768,
-    "dirtyrate.calc_status": 2, "dirtyrate.calc_start_time": 1234, "dirtyrate.calc_period": 1,
-    "dirtyrate.calc_mode": "dirty-ring", "dirtyrate.megabytes_per_second": 12,
+    **numbered({"dirtyrate.calc_status": 2, "dirtyrate.calc_start_time": 1234, "dirtyrate.calc_period": 1,
+                "dirtyrate.calc_mode": "dirty-ring", "dirtyrate.megabytes_per_second": 12}),
     "dirtyrate.vcpu.0.megabytes_per_second": 7,
     "memory.bandwidth.monitor.count": 1, "memory.bandwidth.monitor.0.name": "vcpus_0-1",
     "memory.bandwidth.monitor.0.vcpus": "0-1", "memory.bandwidth.monitor.0.node.count": 2,
@@ -62,6 +64,9 @@ NEWER: Mapping[str, Value] = {
     "memory.bandwidth.monitor.0.node.1.bytes.local": 3000, "memory.bandwidth.monitor.0.node.1.bytes.total": 4000,
     "cpu.cache.monitor.count": 1, "cpu.cache.monitor.0.name": "vcpus_0-1", "cpu.cache.monitor.0.vcpus": "0-1",
     "cpu.cache.monitor.0.bank.count": 1, "cpu.cache.monitor.0.bank.0.id": 0, "cpu.cache.monitor.0.bank.0.bytes": 65536,
+    "cpu.energy.monitor.count": 1, "cpu.energy.monitor.0.name": "vcpus_0-1", "cpu.energy.monitor.0.vcpus": "0-1",
+    "cpu.energy.monitor.0.pkg.count": 1, "cpu.energy.monitor.0.pkg.0.id": 0,
+    "cpu.energy.monitor.0.pkg.0.core_energy": 12.5, "cpu.energy.monitor.0.pkg.0.activity": 3.25,
     **{field.source: 1_000_000 for field in PERF.fields()},
     **{field.source: 9 for field in KVM.fields() if field.source.startswith("vm.")},
     "vm.max_mmu_rmap_size.max": 4, "vm.mmu_unsync.cur": 0, "vm.mmu_pte_write.sum": 3,
@@ -93,10 +98,13 @@ def beside(at_s: float) -> list[Record]:
     domain = Subject("domain", ("written", "written"), (("domain", "written"),))
     jobs = (Constant("libvirt_domain_job_info", (("operation", "migration_out"), ("type", "unbounded"))),
             Constant("libvirt_domain_job_last_info", (("operation", "save"), ("result", "completed"))),
-            Constant("libvirt_domain_block_job_info", (("target_device", "vda"), ("type", "copy"))))
+            Constant("libvirt_domain_block_job_info", (("target_device", "vda"), ("type", "copy"))),
+            Constant("libvirt_domain_block_error_info", (("target_device", "vda"), ("error", "no_space"))))
     pool = Subject("pool", ("pool-uuid",), (("pool", "default"),))
     return [
-        Record(SUBJECT, "host", NODE, at_s, (Constant("libvirt_node_info", (("hostname", "h"), ("model", "x86_64"))),)),
+        Record(SUBJECT, "host", NODE, at_s),
+        Record(SUBJECT, "host-name", {}, at_s,
+               (Constant("libvirt_node_info", (("hostname", "h"), ("model", "x86_64"))),)),
         Record(pool, "storage", POOL, at_s), Record(pool, "volumes", VOLUME, at_s),
         Record(Subject("network", ("net-uuid",), (("network", "default"),)), "virtual_networks", NETWORK, at_s,
                (Constant("libvirt_network_info", (("uuid", "net-uuid"), ("bridge", "virbr0"))),)),
@@ -104,4 +112,4 @@ def beside(at_s: float) -> list[Record]:
         Record(Subject("interface", ("eth0",), (("interface", "eth0"),)), "virtual_networks", {"interface.active": 1},
                at_s, (Constant("libvirt_node_interface_info", (("mac", "52:54:00:00:00:01"),)),)),
         Record(domain, "jobs", JOB, at_s, jobs), Record(domain, "kept", KEPT, at_s),
-        Record(domain, "backing", chains(CHAIN), at_s)]
+        Record(domain, "backing", chains(CHAIN, {}), at_s)]

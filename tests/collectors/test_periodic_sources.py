@@ -13,12 +13,12 @@ from collectors.background import HASTENED_S
 from collectors.connection import Opener, Session
 from collectors.host import huge_pages
 from collectors.inventory import Inventory
-from collectors.jobs import FAST_S
+from collectors.job_reading import FAST_S
 from collectors.periodic import RunningDomain, Scope, Source
 from collectors.support import Support
 from tests.samples import builder, series, snapshot
 
-NAMES = ("host", "storage", "volumes", "virtual_networks", "snapshots", "settings", "jobs")
+NAMES = ("host", "storage", "volumes", "virtual_networks", "snapshots", "settings", "jobs", "disk_errors")
 
 
 @pytest.fixture
@@ -62,10 +62,28 @@ def test_host(session: Session) -> None:
     assert shown["libvirt_node_cpus"] == info[2] == 16
     assert shown["libvirt_node_cells"] == 2
     assert shown["libvirt_node_memory_total_bytes"] == info[1] << 20
+    assert shown["libvirt_node_cpu_frequency_hertz"] == info[3] * 1_000_000
+    assert [shown[f"libvirt_node_{word}"] for word in ("sockets_per_cell", "cores_per_socket", "threads_per_core")] == (
+        info[5:])
+    assert f'libvirt_node_info{{hostname="{session.connection.getHostname()}",model="{info[0]}"}}' in shown
     assert shown["libvirt_node_vcpus_allocated"] == 2
     assert shown["libvirt_node_memory_allocated_bytes"] == 8 << 30
     assert shown['libvirt_node_cpu_seconds_total{mode="idle"}'] > 0
     assert "libvirt_node_memory_free_bytes" not in shown  # the test driver does not tell
+
+
+def test_the_hosts_name_is_asked_once_and_its_capabilities_once_a_minute(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirtd asks the name servers for the name, and makes the capabilities anew at each call."""
+    asked: list[str] = []
+    for name in ("getHostname", "getCapabilities"):
+        real = getattr(session.connection, name)
+        monkeypatch.setattr(session.connection, name, lambda name=name, real=real: (asked.append(name), real())[1])
+    source = made("host")
+    first = page(session, source)
+    assert page(session, source).keys() == first.keys()
+    assert sorted(asked) == ["getCapabilities", "getHostname"]
 
 
 def test_a_sum_over_domains_is_absent_while_one_is_not_known(session: Session) -> None:
@@ -125,6 +143,14 @@ def test_snapshots_of_domains_running_or_not(session: Session) -> None:
             one.delete(0)
         writer.close()
     assert page(session, source) == {}
+
+
+def test_nothing_is_asked_of_domains_that_are_not_watched(session: Session) -> None:
+    known = scope(session)
+    nobody = Scope((), frozenset(), lambda uuid, name: name != "test")
+    for name in ("snapshots", "settings", "jobs", "disk_errors"):
+        assert list(made(name).parts(session, nobody)) == []
+    assert [part.name for part in made("settings").parts(session, known)] == ["test"]  # type: ignore[attr-defined]
 
 
 def test_settings(session: Session) -> None:

@@ -6,6 +6,7 @@ operating system is in test_collectors.py, test_misbehaving_guests.py, test_migr
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -277,6 +278,8 @@ def test_perf_events_io_threads_and_the_dirty_rate(scraper: Scraper, stage: Stag
     page = until(scraper, "measured", lambda page: page.value(
         "libvirt_domain_dirtyrate_status", domain="writer", status="measured") == 1)
     assert page.value("libvirt_domain_dirtyrate_period_seconds", domain="writer") == 1
+    assert page.value("libvirt_domain_dirtyrate_mode", domain="writer", mode="page-sampling") == 1
+    assert page.value("libvirt_domain_dirtyrate_mode", domain="tuned", mode="page-sampling") is None
     assert page.value("libvirt_domain_dirtyrate_bytes_per_second", domain="writer") is not None
     assert page.value("libvirt_domain_dirtyrate_status", domain="tuned", status="unstarted") == 1
     assert page.value("libvirt_domain_dirtyrate_bytes_per_second", domain="tuned") is None
@@ -380,6 +383,8 @@ def test_a_domain_s_job_while_it_runs_and_its_end(scraper: Scraper, stage: Stage
     page = until(scraper, "the job", lambda page: page.value(**running) == 1, SLOW_S)
     elapsed = page.value("libvirt_domain_job_elapsed_seconds", domain="backed")
     assert elapsed is not None
+    # The backup's scratch file, which libvirt lists among the disk's images, is none of its chain.
+    assert page.value("libvirt_domain_block_backing_images", domain="backed", target_device="hda") == 1
     page = until(scraper, "its time goes on", lambda page: (page.value(
         "libvirt_domain_job_elapsed_seconds", domain="backed") or 0) > elapsed + 1)
     stage.hypervisor.virsh("domjobabort", "backed")
@@ -397,6 +402,7 @@ def test_a_disk_s_job_while_it_runs_and_its_end(scraper: Scraper, stage: Stage) 
         "libvirt_domain_block_job_info", **disk, type="copy") == 1, SLOW_S)
     assert (page.value("libvirt_domain_block_job_end_bytes", **disk) or 0) > 0
     assert page.value("libvirt_domain_block_job_limit_bytes_per_second", **disk) == 65536
+    assert page.value("libvirt_domain_block_backing_images", **disk) == 1  # nor is the copy
     stage.hypervisor.virsh("blockjob", "writer", "hda", "--abort")
     page = until(scraper, "its end", lambda page: not [name for name in names(page, "writer") if "block_job" in name])
     until(scraper, "the event", lambda page: count(page, "writer", "block_job", "copy_canceled") + count(
@@ -423,7 +429,18 @@ def test_a_guest_saved_to_disk_and_started_again(scraper: Scraper, stage: Stage)
         page, "tuned", "job_completed", "save") == 1)
     assert page.value("libvirt_domain_state", domain="tuned", state="shutoff") == 1
     assert page.value(**read) is None
-    assert not [name for name in names(page, "tuned") if "vcpu" in name or "block" in name or "memory" in name]
+    assert not [name for name in names(page, "tuned") if any(word in name.replace("_job_last_memory_", "_job_last_")
+                                                             for word in ("vcpu", "block", "memory"))]
+    # The job ended its domain, and is kept all the same.
+    page = until(scraper, "the save", lambda page: "libvirt_domain_job_last_info" in names(page, "tuned"))
+    last = labels(page, "libvirt_domain_job_last_info", "tuned")
+    assert (last["operation"], last["result"]) == ("save", "completed")
+    told = dict(stage.connection.lookupByName("tuned").jobStats(
+        libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED))
+    for word, key, scale in (("elapsed_seconds", "time_elapsed", 1000), ("downtime_seconds", "downtime", 1000),
+                             ("memory_normal_bytes", "memory_normal_bytes", 1), ("memory_iterations",
+                                                                                 "memory_iteration", 1)):
+        assert page.value(f"libvirt_domain_job_last_{word}", domain="tuned") == told[key] / scale
     stage.hypervisor.virsh("start", "tuned")
     page = until(scraper, "it runs", lambda page: page.value(**read) is not None and page.value(**saved) == 0, SLOW_S)
     assert count(page, "tuned", "started", "restored") == 1
@@ -509,6 +526,64 @@ def test_a_watchdog_that_nobody_feeds(scraper: Scraper) -> None:
     page = until(scraper, "the events", lambda page: page.value(**counted, event="watchdog", detail="pause") == 1)
     assert page.value(**counted, event="suspended", detail="watchdog") == 1
     assert page.value("libvirt_domain_state", domain="dog", state="paused") == 1
+
+
+def test_which_disk_is_full(scraper: Scraper, stage: Stage) -> None:
+    """A disk's file on storage that is smaller than the disk: its guest stands still until there is room."""
+    folder = stage.hypervisor.folder / "images" / "full"
+    folder.mkdir()
+    stage.hypervisor.run("mount", "-t", "tmpfs", "-o", "size=128k", "full", str(folder))
+    xml = stage.sector("full", writing())
+    image = stage.hypervisor.folder / "images" / "full.raw"
+    small = folder / "full.raw"
+    stage.hypervisor.run("dd", f"if={image}", f"of={small}", "bs=512", "count=1", "status=none")
+    stage.hypervisor.run("truncate", "-s", str(1 << 20), str(small))
+    error = {"name": "libvirt_domain_block_error_info", "domain": "full", "target_device": "hda", "error": "no_space"}
+    guest = stage.start(xml.replace(str(image), str(small)))
+    try:
+        page = until(scraper, "it is paused", lambda page: page.value(
+            "libvirt_domain_state_reason", domain="full", state="paused", reason="io_error") == 1)
+        page = until(scraper, "the disk and why", lambda page: page.value(**error) == 1)
+        assert count(page, "full", "io_error", "enospc") >= 1
+        assert page.labelled("libvirt_domain_block_error_info", "domain") == {"full"}
+        stage.hypervisor.run("mount", "-o", "remount,size=4m", str(folder))
+        stage.hypervisor.virsh("resume", "full")
+        until(scraper, "it goes on", lambda page: page.value(**error) is None and page.value(
+            "libvirt_domain_state", domain="full", state="running") == 1)
+    finally:
+        stage.end(guest)
+        stage.hypervisor.run("umount", "--lazy", str(folder))
+
+
+def test_the_host_as_its_own_kernel_tells_it(scraper: Scraper, stage: Stage) -> None:
+    page = scraper.scrape()
+    assert page.value("libvirt_node_cpus") == os.cpu_count()
+    kernel = dict(zip(("user", "nice", "kernel", "idle", "iowait", "irq", "softirq"), map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:8]), strict=True))
+    ticks = os.sysconf("SC_CLK_TCK")
+    for mode, total in (("user", kernel["user"] + kernel["nice"]), ("idle", kernel["idle"])):
+        shown = page.value("libvirt_node_cpu_seconds_total", mode=mode) or 0.0
+        assert total / ticks - 120 <= shown <= total / ticks  # read every 15 s, before the kernel's figure here
+    pages = {(labels["size"], labels["cell"]): value for (name, pairs), value in page.values.items()
+             if name == "libvirt_node_huge_pages" for labels in (dict(pairs),)}
+    sizes = {str(int(path.name.removeprefix("hugepages-").removesuffix("kB")) * 1024): path
+             for path in Path("/sys/kernel/mm/hugepages").iterdir()}
+    assert {size for size, _ in pages} == sizes.keys()
+    for size, path in sizes.items():
+        assert sum(value for (known, _), value in pages.items() if known == size) == int(
+            (path / "nr_hugepages").read_text())
+    merged = Path("/sys/kernel/mm/ksm/pages_sharing")
+    if merged.exists():
+        assert page.value("libvirt_node_ksm_pages", state="sharing") == int(merged.read_text())
+    cells = page.labelled("libvirt_node_cell_memory_total_bytes", "cell")
+    assert page.value("libvirt_node_cells") == len(cells) > 0
+    running = [domain for domain in stage.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)]
+
+    def allocated(page: Page) -> bool:
+        return (page.value("libvirt_node_vcpus_allocated"), page.value("libvirt_node_memory_allocated_bytes")) == (
+            sum(d.info()[3] for d in running), sum(d.info()[1] for d in running) * 1024)
+
+    until(scraper, "what the guests were promised", allocated)
 
 
 def test_snapshots_and_checkpoints_with_their_age(scraper: Scraper, stage: Stage) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from collectors.connection import Opener, Session
 from collectors.inventory import Inventory
-from collectors.jobs import JobSource
+from collectors.job_reading import JobSource
 from collectors.periodic import RunningDomain, Scope
 from collectors.settings import SettingsSource
 from collectors.snapshots import SnapshotSource
@@ -226,6 +226,31 @@ def test_an_idle_domain_costs_few_calls_a_minute(hypervisor: PrivateHypervisor, 
         assert (calls["jobStats"], calls["blockJobInfo"], calls["messages"]) == (2, 2, 2)
     finally:
         session.close()
+
+
+def test_a_domain_that_is_off_costs_one_look_at_its_last_job(hypervisor: PrivateHypervisor) -> None:
+    calls: Counter[str] = Counter()
+    writer = libvirt.open(hypervisor.uri)
+    domain = writer.defineXML(domain_xml(hypervisor, 90, "qemu"))
+    session = Session(CountingOpener(hypervisor.read_only_uri, calls))
+    try:
+        off = len(writer.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_INACTIVE))
+        now_s = [1000.0]
+        source = JobSource(Inventory(), lambda: now_s[0])
+        look(source, session, Scope())
+        assert calls["jobStats"] == off
+        calls.clear()
+        for _ in range(40):
+            now_s[0] += 15
+            look(source, session, Scope())
+        assert calls == {}
+        source.invalidate(domain.UUIDString())  # what an event does
+        look(source, session, Scope())
+        assert calls["jobStats"] == 1
+    finally:
+        session.close()
+        domain.undefine()
+        writer.close()
 
 
 def test_a_served_domain_costs_few_calls_beside_the_sampling(
