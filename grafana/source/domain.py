@@ -7,7 +7,7 @@ from grafana.source.causes import LATENCY, OF_LIMIT
 from grafana.source.fleet import ALERTS, EVENTS, STARTS
 from grafana.source.grid import Dashboard, Row
 from grafana.source.infinity import Past, history
-from grafana.source.panels import ALARM, YES_NO, Query, graph, listing, number, timeline, upper
+from grafana.source.panels import ALARM, ORANGE, YES_NO, Query, graph, listing, number, timeline, upper
 from grafana.source.states import STATE, STATE_WORDS
 
 DEVICE = "{{target_device}}"
@@ -73,6 +73,8 @@ DOMAIN = Dashboard(
                     Query("max by (domain) (libvirt_domain_persistent{@domain})", "Persistent", words=YES_NO),
                     Query("max by (domain) (libvirt_domain_managed_save{@domain})", "Managed save", words=YES_NO),
                     Query("max by (domain) (libvirt_domain_snapshots{@domain})", "Snapshots"),
+                    Query("max by (domain) (libvirt_domain_memory_stats_period_seconds{@domain})", "Memory told every", "s",
+                          words={"0": ("never asked", ORANGE)}),
                     Query("max by (domain) (libvirt_domain_job_last_elapsed_seconds{@domain})", "Last job took", "s"),
                     labels={"domain": "Guest"}, width=12, height=8),
             infinity.acts_listing("${domain}", height=7),
@@ -142,7 +144,8 @@ DOMAIN = Dashboard(
                         slow=True),
                   empty="Guest does not say"),
             graph("Age of the guest's report", "Seconds since the guest last told its memory. It grows where the "
-                  "balloon driver stopped or no stats period is set: then the guest's figures are old.", "s",
+                  "balloon driver stopped or no stats period is set (row Events and jobs, Settings): then the guest's "
+                  "figures are old.", "s",
                   Query("max(time() - libvirt_domain_memory_stats_last_update_timestamp_seconds{@domain})", "age"),
                   empty="Guest never reported"),
         )),

@@ -26,8 +26,10 @@ STARTS = Annotation("Guest started", "libvirt_domain_start_timestamp_seconds{@do
 _EVENTS = "libvirt_domain_events_total{@domain}"
 EVENTS = Annotation("What happened to guests", "sum by (instance, domain, event, detail) "
                     f"(increase(libvirt_domain_events_total{{@domain}}[$__rate_interval]) > 0 or ({_EVENTS} unless "
-                    f"{_EVENTS} offset 1m))", "{{domain}}: {{event}} {{detail}}", "blue", tags="domain,event,detail")
-"""An event's counter begins with its first event, which is no increase: hence the second half."""
+                    f"{_EVENTS} offset 1m) and on (job, instance) libvirt_up{{@host}} offset 1m == 1)",
+                    "{{domain}}: {{event}} {{detail}}", "blue", tags="domain,event,detail")
+"""An event's counter begins with its first event, which is no increase: hence the second half, but not after a scrape
+that failed, where all begin anew."""
 _ALERT = 'alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"'
 FIRING = f'ALERTS{{@host,{_ALERT}}} or ALERTS{{@job,instance="",{_ALERT}}}'
 """Alerts of the fleet as a whole have no instance."""

@@ -56,7 +56,6 @@ UNUSED = {
     "libvirt_domain_interface_limit_": "settings; shown by virtgauge domain show",
     "libvirt_domain_limit_": "settings; shown by virtgauge domain show",
     "libvirt_domain_vcpu_affinity_info": "a setting; the pCPU each vCPU runs on is shown",
-    "libvirt_domain_memory_stats_period_seconds": "a setting, which says why a guest has no memory figures of its own",
     "libvirt_domain_vcpu_halted": "idle by another name: the use of each vCPU is shown",
     "libvirt_domain_messages": "deprecation warnings, for who upgrades libvirt",
     "libvirt_network": "state of virtual networks, which hardly ever changes; leases are shown",

@@ -37,7 +37,7 @@ EMPTY_HERE = {
     "virtgauge-domain: Job: bytes to go B": NO_JOB,
     "virtgauge-domain: Job: memory written against memory moved A": NO_JOB,
     "virtgauge-domain: Job: memory written against memory moved B": NO_JOB,
-    "virtgauge-domain: Settings and last job E": NO_JOB,
+    "virtgauge-domain: Settings and last job F": NO_JOB,
     "virtgauge-domain: Balloon, guest and host in one H": NO_CGROUP,
     "virtgauge-domain: CPU inside and around the guest E": NO_CGROUP,
     "virtgauge-domain: CPU inside and around the guest F": NO_CGROUP,
