@@ -12,7 +12,8 @@ from exporter.archive.writer import Writer
 
 _SUBJECT = Subject("exporter", ("exporter",), ())
 _DROPS = {"spool_full": "the spool reached its limit", "disk_full": "the spool's disk is full",
-          "late": "the spool's disk is too slow", "no_host": "the host's UUID is not known"}
+          "late": "the spool's disk is too slow", "no_host": "the host's UUID is not known",
+          "refused": "the database refuses the document, which is put aside"}
 
 
 def _own(source: str, name: str, text: str, kind: Kind = Kind.GAUGE, fixed: Labels = ()) -> Field:

@@ -119,6 +119,7 @@ class Writer:
         self._compress = False
         self._ready: set[str] = set()  # partitions that are known to exist with their index
         self._seen: dict[bytes, tuple[str, int]] = {}
+        self._refused: dict[bytes, int] = {}  # samples in documents of this group that the server never takes, by id
         self._thread = threading.Thread(target=self._run, name="archive-writer", daemon=True)
 
     def start(self) -> None:
@@ -229,7 +230,8 @@ class Writer:
             self._repeated.failed("position", "the archive's position is not saved", error=str(error))
         else:
             self._repeated.recovered("position")
-        self.counts.samples += group.samples
+        self.counts.samples += group.samples - sum(self._refused.values())
+        self._refused.clear()
         self.counts.acknowledged_ms = newest_ms
         with self._lock:
             self._waiting = None
@@ -329,9 +331,12 @@ class Writer:
                 self._put_aside(document, own)
 
     def _put_aside(self, document: Document, error: Exception) -> None:
+        samples = self._refused[document["_id"]] = document.get("count", 1)
         if not self._aside.add(document):
             return
         self.counts.quarantined += 1
+        dropped = self._spool.counts.dropped_samples
+        dropped["refused"] = dropped.get("refused", 0) + samples
         log.error("the database refuses a document for good; it was put aside",
                   extra={"file": str(self._aside.path), "object": document["name"],
                          "error": mask_passwords(str(error))[:300]})

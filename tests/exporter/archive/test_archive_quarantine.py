@@ -11,7 +11,7 @@ from pymongo import MongoClient
 
 from exporter.archive.documents import RAW, moment
 from exporter.archive.quarantine import Quarantine
-from tests.exporter.archive.archive_rig import START_S, assert_stored, rig, uri_of, wait_until
+from tests.exporter.archive.archive_rig import PATIENCE_S, START_S, assert_stored, rig, uri_of, wait_until
 from tests.exporter.archive.archive_samples import Guests, truth_of, uuid_of
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
@@ -25,6 +25,8 @@ def test_a_document_that_the_server_never_takes_is_put_aside(archive_server, dat
         run.sample(7)
         run.drain()
         assert run.archive.writer.counts.quarantined == 2
+        told = run.archive.own_record(0.0).stats
+        assert (told["archive.quarantined"], told["archive.dropped.refused"], told["archive.stored"]) == (2, 7, 14)
         aside = bson.decode_all((run.archive.spool.folder / "quarantine.bson").read_bytes())
     assert {document["name"] for document in aside} == {"guest1"}
     kept = {key: value for key, value in run.truth.items() if key[0] != uuid_of(1)}
@@ -35,7 +37,8 @@ def test_a_document_above_what_the_server_takes_is_put_aside_and_its_neighbours_
         archive_server, database_name, tmp_path):
     guests = Guests(2)
     guests.stats[0] = guests._first(0, 2, 550, 1)  # with 550 disks, five times a second: above 16 MiB a minute
-    with rig(tmp_path, uri_of(archive_server), database_name, guests=guests) as run:
+    uri = archive_server.uri(PATIENCE_S)  # without the tests' short timeouts: 17 MB take longer on a loaded machine
+    with rig(tmp_path, uri, database_name, guests=guests) as run:
         batch = guests.batch(run.clock_s, run.monotonic_s)
         small = {key: value for key, value in truth_of(batch).items() if key[0] == uuid_of(1)}
         kept = {}
@@ -52,7 +55,7 @@ def test_a_document_above_what_the_server_takes_is_put_aside_and_its_neighbours_
         (aside,) = bson.decode_all((run.archive.spool.folder / "quarantine.bson").read_bytes())
     assert aside["name"] == "guest0"
     assert len(bson.encode(aside)) > 16 << 20
-    assert_stored(uri_of(archive_server), database_name, kept)
+    assert_stored(uri, database_name, kept)
 
 
 def test_what_is_put_aside_is_there_once_however_often_it_is_sent(tmp_path):
