@@ -33,8 +33,12 @@ _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 _VCPU_THREAD = re.compile(r"CPU (\d+)/(?:KVM|TCG)\n?")
 # Of /proc/PID/stat behind the command's name (proc_pid_stat(5)).
 _ENDED = (b"Z", b"X", b"x")
-_UTIME, _STIME, _THREADS, _START, _RSS, _PROCESSOR = 11, 12, 17, 19, 21, 36
+_MINOR_FAULTS, _MAJOR_FAULTS = 7, 9
+_UTIME, _STIME, _THREADS, _START, _RSS, _PROCESSOR, _GUEST = 11, 12, 17, 19, 21, 36, 40
+_VCPU_WORDS = ("time", "delay", "timeslices", "cpu", "guest")
 _NET_WORDS = ("bytes", "pkts", "errs", "drop")
+# A line of /proc/net/dev is a name, eight numbers of what was received, eight of what was sent.
+_NET_COLUMNS, _NET_USED = 17, (1, 2, 3, 4, 9, 10, 11, 12)
 
 
 class KernelSourceError(Exception):
@@ -177,7 +181,7 @@ class KernelSource:
             os.close(vcpu.stat)
         process.vcpus = sorted(present, key=lambda vcpu: vcpu.number)
         process.keys = tuple(
-            f"vcpu.{vcpu.number}.{word}" for vcpu in process.vcpus for word in ("time", "delay", "cpu"))
+            f"vcpu.{vcpu.number}.{word}" for vcpu in process.vcpus for word in _VCPU_WORDS)
 
     def _boot_time_s(self) -> float:
         if self._boot_s is None:
@@ -197,11 +201,14 @@ class KernelSource:
         stats: dict[str, Value] = {
             "cpu.time": user_ns + system_ns, "cpu.user": user_ns, "cpu.system": system_ns,
             "vcpu.current": len(process.vcpus), "process.start-time": process.start_s,
+            "process.minor-faults": int(fields[_MINOR_FAULTS]), "process.major-faults": int(fields[_MAJOR_FAULTS]),
             "balloon.rss": int(fields[_RSS]) * _PAGE_KIB}
         values: list[int] = []
         for vcpu in process.vcpus:
-            run_ns, delay_ns, _ = os.pread(vcpu.schedstat, 128, 0).split()
-            values += (int(run_ns), int(delay_ns), int(_fields(vcpu.stat)[_PROCESSOR]))
+            run_ns, delay_ns, timeslices = os.pread(vcpu.schedstat, 128, 0).split()
+            thread = _fields(vcpu.stat)
+            values += (int(run_ns), int(delay_ns), int(timeslices), int(thread[_PROCESSOR]),
+                       int(thread[_GUEST]) * _TICK_NS)
         stats.update(zip(process.keys, values, strict=True))
         return stats
 
@@ -212,7 +219,7 @@ class KernelSource:
             counters = devices.get(interface.target_device)
             if counters is None:
                 continue
-            receive, transmit = counters[0:4], counters[8:12]
+            receive, transmit = counters[:4], counters[4:]
             if not interface.direct:
                 receive, transmit = transmit, receive
             stats.update(zip(_net_keys(number), (interface.target_device, *receive, *transmit), strict=True))
@@ -223,12 +230,22 @@ class KernelSource:
         known = self._networks.get(process.network)
         if known is not None and now_s - known[0] < 0.2:
             return known[1]
-        devices: dict[str, tuple[int, ...]] = {}
-        for line in (self._proc / str(process.pid) / "net/dev").read_text().splitlines()[2:]:
-            name, _, numbers = line.partition(":")
-            devices[name.strip()] = tuple(map(int, numbers.split()))
+        devices = _devices((self._proc / str(process.pid) / "net/dev").read_text())
         self._networks[process.network] = (now_s, devices)
         return devices
+
+
+def _devices(text: str) -> dict[str, tuple[int, ...]]:
+    """Of each device in ``/proc/net/dev`` what it received and what it sent: bytes, packets, errors, drops.
+
+    Column by column, since a host may have hundreds of taps.
+    """
+    words = text.split("\n", 2)[2].split()
+    names = words[::_NET_COLUMNS]
+    if not all(name.endswith(":") for name in names):  # the kernel puts a blank behind it, whatever the number's length
+        raise ValueError("net/dev is not of the known form")
+    counters = zip(*(map(int, words[at::_NET_COLUMNS]) for at in _NET_USED), strict=True)
+    return {name[:-1]: found for name, found in zip(names, counters, strict=True)}
 
 
 @functools.lru_cache(1024)

@@ -44,6 +44,13 @@ MEMORY = Collector(
         Field("balloon.last-update", "libvirt_domain_memory_stats_last_update_timestamp_seconds", Kind.GAUGE,
               "Time of the guest's last memory report (libvirt balloon.last-update, seconds since the epoch); absent "
               "while the guest's driver never reported.", archive="memory_last_update_s", zero_is_unknown=True),
+        Field("process.major-faults", "libvirt_domain_process_major_faults_total", Kind.COUNTER,
+              "Page faults of the domain's process that waited for the host's disk: guest memory that the host had "
+              "swapped out (process's stat file, field 12, as process.major-faults, count).",
+              archive="process_major_faults", since=""),
+        Field("process.minor-faults", "libvirt_domain_process_minor_faults_total", Kind.COUNTER,
+              "Page faults of the domain's process that needed no disk: memory used for the first time or shared "
+              "(process's stat file, field 10, as process.minor-faults, count).", since=""),
         Info(BALLOON_PERIOD,
              "Seconds between the guest's memory reports, 0 where it is asked for none, so that its own figures are "
              "absent; virsh dommemstat --period sets it; absent without a balloon (domain XML <memballoon><stats "

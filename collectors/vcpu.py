@@ -24,6 +24,13 @@ VCPU = Collector(
               "Seconds the vCPU's thread was ready to run and had no pCPU: steal (libvirt vcpu.<n>.delay, "
               "nanoseconds).",
               NANOSECOND, "vcpu", archive="delay_ns", since="9.0.0"),
+        Field("vcpu.<n>.guest", "libvirt_domain_vcpu_guest_seconds_total", Kind.COUNTER,
+              "Seconds of its run time in which the vCPU ran the guest's own code; the rest went into exits and "
+              "emulation, all of it without KVM (thread's stat file, field 43, as vcpu.<n>.guest, nanoseconds).",
+              NANOSECOND, "vcpu", archive="guest_ns", since=""),
+        Field("vcpu.<n>.timeslices", "libvirt_domain_vcpu_timeslices_total", Kind.COUNTER,
+              "Times the vCPU's thread was put on a pCPU; delay divided by it is the mean wait for one (thread's "
+              "schedstat file, field 3, as vcpu.<n>.timeslices, count).", 1.0, "vcpu", since=""),
         Field("vcpu.<n>.cpu", "libvirt_domain_vcpu_cpu", Kind.GAUGE,
               "Number of the pCPU the vCPU's thread ran on last (thread's stat file, field 39, as vcpu.<n>.cpu, "
               "number).", 1.0, "vcpu"),

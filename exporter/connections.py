@@ -23,8 +23,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from exporter.client_names import has_allowed_name
 from exporter.refusals import Refusals
-from exporter.webconfig_tls import has_allowed_name
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 from starlette.responses import PlainTextResponse
@@ -24,8 +24,9 @@ from exporter.framing import PlainFraming
 from exporter.listening import activated_sockets, bind_sockets, socket_address
 from exporter.pacing import MostRequests, PacedAnswers
 from exporter.refusals import Refusals
-from exporter.webconfig_app import WebConfigured
-from exporter.webconfig_file import WebConfigFile
+
+if TYPE_CHECKING:
+    from exporter.webconfig_file import WebConfigFile
 
 _log = logging.getLogger(__name__)
 
@@ -60,13 +61,20 @@ class Front:
         """The application behind the front, in the order of the exporters' toolkit."""
         app = MostRequests(app, self.max_requests, self.refusals, HEALTH_PATHS)
         if self.config:
+            from exporter.webconfig_app import WebConfigured
+
             app = WebConfigured(app, self.config, self.refusals, token_paths=self.token_paths)
         return PacedAnswers(PlainFraming(app, self.refusals))
 
 
 def front_of(web: WebSettings, refusals: Refusals | None = None, token_paths: Sequence[str] = ()) -> Front:
     """The front that settings ask for. Raises WebConfigError where the web configuration file is wrong."""
-    config = WebConfigFile(web.config.file) if web.config.file else None
+    config = None
+    if web.config.file:
+        # With it come bcrypt and models of the file: some 2 MiB that are not served without one.
+        from exporter.webconfig_file import WebConfigFile
+
+        config = WebConfigFile(web.config.file)
     return Front(config, refusals, web.max_requests, token_paths)
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import ssl
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from exporter.webconfig import TlsServerConfig, WebConfigError, resolved
 from exporter.webconfig_tls_names import CIPHERS, CLIENT_AUTH_TYPES, CURVES, TLS_VERSIONS
 
 _log = logging.getLogger(__name__)
 
-# The kinds of names the toolkit compares, as Python calls them.
-_SAN_KINDS = {"DNS", "email", "IP Address", "URI"}
 
 
 def tls_context(tls: TlsServerConfig, path: Path) -> ssl.SSLContext:
@@ -42,27 +38,6 @@ def named_files(tls: TlsServerConfig, path: Path) -> list[Path]:
     """The files that the context is made from, besides the configuration itself."""
     names = (tls.cert_file, tls.key_file, tls.client_ca_file)
     return [resolved(path, name) for name in names if name]
-
-
-def has_allowed_name(certificate: Mapping[str, Any] | None, allowed: tuple[str, ...]) -> bool:
-    """Whether a client's certificate (as `getpeercert` gives it) has one of the allowed names, exactly.
-
-    True where nothing is limited, or where no certificate was given and none is required.
-    """
-    if not allowed or not certificate:
-        return True
-    names = {_plain_name(kind, value) for kind, value in certificate.get("subjectAltName", ()) if kind in _SAN_KINDS}
-    return not names.isdisjoint(allowed)
-
-
-def _plain_name(kind: str, value: str) -> str:
-    """OpenSSL writes IPv6 addresses in full and in capitals; Go, and so the file, in the short form."""
-    if kind != "IP Address":
-        return value
-    try:
-        return str(ipaddress.ip_address(value.strip()))
-    except ValueError:
-        return value
 
 
 def _set_versions(context: ssl.SSLContext, tls: TlsServerConfig, path: Path) -> None:

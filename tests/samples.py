@@ -37,6 +37,8 @@ WHOLE = group_bits(GROUP_BITS)
 SYNTHETIC: Mapping[str, Value] = {
     "state.state": 1, "state.reason": 1, "process.start-time": 1_700_000_000.25, "vcpu.current": 2, "vcpu.maximum": 2,
     "vcpu.0.wait": 1_500_000_000, "vcpu.1.wait": 0, "vcpu.0.cpu": 3, "sample.complete": True, "monitor.busy": 0,
+    "vcpu.0.guest": 1_250_000_000, "vcpu.0.timeslices": 4321, "process.major-faults": 17,
+    "process.minor-faults": 12_000,
 }
 SYNTHETIC_LATER: Mapping[str, Value] = {**SYNTHETIC, "vcpu.0.wait": 2_500_000_000}
 

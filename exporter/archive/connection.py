@@ -31,8 +31,10 @@ _DEFAULTS: dict[str, Any] = {
     "w": "majority", "journal": True, "retryWrites": True, "retryReads": True, "serverSelectionTimeoutMS": 5000,
     "connectTimeoutMS": 5000, "socketTimeoutMS": 30_000, "maxPoolSize": 4, "maxIdleTimeMS": 300_000,
     "waitQueueTimeoutMS": 5000}
-# A drop or an index build there stalls everything else for as long.
-_EMBEDDED_DEFAULTS: dict[str, Any] = _DEFAULTS | {"w": 1, "socketTimeoutMS": 120_000}
+# A drop or an index build there stalls everything else for as long.  It is one server on this machine, without a
+# primary to look out for: asking it often how it is would be most of an idle archive's cost.
+_EMBEDDED_DEFAULTS: dict[str, Any] = _DEFAULTS | {"w": 1, "socketTimeoutMS": 120_000, "serverMonitoringMode": "poll",
+                                                  "heartbeatFrequencyMS": 60_000}
 
 @dataclass(frozen=True, slots=True)
 class Address:

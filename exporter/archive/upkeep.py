@@ -1,4 +1,7 @@
-"""Upkeep: a thread that rolls up complete hours and days and drops expired partitions, on a connection of its own."""
+"""Upkeep: a thread that rolls up complete hours and days and drops expired partitions, on a connection of its own.
+
+It connects only when something is due, and keeps no connection in between.
+"""
 
 from __future__ import annotations
 
@@ -61,23 +64,34 @@ class Upkeep:
     def _run(self) -> None:
         retention_s = -_RETENTION_S
         while not self._stopping.wait(_ROUND_S):
+            expire = time.monotonic() - retention_s >= _RETENTION_S
+            if not expire and not self._due():
+                continue
             host = self._host()
             if host is None or self._writer.counts.fault is not None:
                 continue
             try:
                 database = self._database()
                 self.roll_up(database, host)
-                if time.monotonic() - retention_s >= _RETENTION_S:
+                if expire:
                     for name in drop_expired(database, self._retention):
                         log.info("an expired partition was dropped", extra={"collection": name})
                     retention_s = time.monotonic()
                 self._repeated.recovered("upkeep")
+                if not self._due():
+                    self._disconnect()  # an idle client's threads cost more than a connection an hour
             except (PyMongoError, ArchiveError, SettingsError) as error:
                 self._repeated.failed("upkeep", "the archive's upkeep failed; it is tried again",
                                       error=mask_passwords(str(error))[:300])
                 self._disconnect()
             except Exception:  # a bug here must not end the thread
                 log.exception("the archive's upkeep failed")
+
+    def _due(self) -> bool:
+        """Whether an hour or a day is to be rolled up now."""
+        hours, days = self._writer.pending()
+        return any(self._complete(hour_ms + HOUR_MS) for hour_ms in hours) or any(
+            self._complete(day_ms + DAY_MS) for day_ms in days)
 
     def roll_up(self, database: Database, host: Host) -> None:
         """Rolls up every hour and day that is over and whose samples have all arrived.  Raises PyMongoError."""

@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_exporters.py [--guests 50] [--pairs 7] [--type qemu|kvm] [--service]
 
 Needs root and the Debian package.  CPU is that of the process, of libvirtd and of all QEMUs during a scrape.
---service adds a minute in service for each (a scrape each 15 s), ours without and with the embedded archive.
-Prints medians and ratios and writes tests/benchmarks/results/exporters-N.json.
+--service adds a minute in service for each (a scrape each 15 s), ours without and with the embedded archive, and
+collectd's virt plugin where it is installed.  Prints medians and ratios and writes them to
+tests/benchmarks/results/exporters-N.json.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,10 +27,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, it stands
 
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from tests.benchmarks.fleet import fleet
+from tests.benchmarks.rivals import Collectd, go_exporter, has_collectd
 from tests.live.servers import Server, free_port
 
 RESULTS = Path(__file__).parent / "results"
-TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
+WARM_UP_S = 80
+"""Before a minute in service: the archive's first window has been sent by then, which notes each domain once."""
 
 
 @dataclass
@@ -74,16 +78,6 @@ def qemu_pids(hypervisor: PrivateHypervisor) -> list[int]:
     return [process.pid for process in hypervisor.processes() if process.name.startswith("qemu-system")]
 
 
-class GoExporter(Server):
-    """Debian's exporter has no readiness page: any answer will do."""
-
-    def wait_up(self) -> None:
-        deadline = time.monotonic() + 30
-        while self._status("/") == 0:
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
-
-
 def our_exporter(hypervisor: PrivateHypervisor, interval: str, flags: Sequence[str] = ()) -> Server:
     port = free_port()
     program = str(Path(sys.executable).with_name("virtgauge"))
@@ -92,20 +86,18 @@ def our_exporter(hypervisor: PrivateHypervisor, interval: str, flags: Sequence[s
                   port, hypervisor.folder / "ours.log", os.environ)
 
 
-def go_exporter(hypervisor: PrivateHypervisor) -> GoExporter:
-    port = free_port()
-    return GoExporter(["prometheus-libvirt-exporter", f"--libvirt.uri={hypervisor.uri}",
-                       f"--web.listen-address=127.0.0.1:{port}"], port, hypervisor.folder / "go.log", os.environ)
+def service_minute(server: Server, libvirtd: int, qemus: list[int], scraped: bool = True) -> dict[str, float]:
+    """CPU ms of a minute with four scrapes, once the server has warmed up; children (the archive) count as its own.
 
-
-def service_minute(server: Server, libvirtd: int, qemus: list[int]) -> dict[str, float]:
-    """CPU ms of a minute with four scrapes, once the server has warmed up; children (the archive) count as its own."""
-    urllib.request.urlopen(server.url("/metrics"), timeout=60).read()
-    time.sleep(15)  # the archive's server is up by then
+    A server that is not ``scraped`` reads by its own clock.
+    """
+    if scraped:
+        urllib.request.urlopen(server.url("/metrics"), timeout=60).read()
+    time.sleep(WARM_UP_S)
     own = [server.pid, *children(server.pid)]
     before = [sum(map(cpu_ms, own)), cpu_ms(libvirtd), sum(map(cpu_ms, qemus))]
     began = time.monotonic()
-    for turn in range(4):
+    for turn in range(4 if scraped else 0):
         time.sleep(max(0.0, began + 15 * turn - time.monotonic()))
         urllib.request.urlopen(server.url("/metrics"), timeout=60).read()
     time.sleep(max(0.0, began + 60 - time.monotonic()))
@@ -135,7 +127,34 @@ def in_service(hypervisor: PrivateHypervisor, libvirtd: int, qemus: list[int]) -
         theirs.start()
         theirs.wait_up()
         table["prometheus-libvirt-exporter"] = service_minute(theirs, libvirtd, qemus)
+    if has_collectd():
+        with Collectd(hypervisor, 15) as collectd:
+            collectd.start()
+            collectd.wait_up()
+            table["collectd virt"] = service_minute(collectd, libvirtd, qemus, scraped=False)
     return table
+
+
+def two_at_once(ours: Server, libvirtd: int, qemus: list[int], turns: int) -> dict[str, dict[str, float]]:
+    """Whole CPU ms and wall ms of one scrape and of two at the same time, in turn, and the ratios pair by pair."""
+    pids = [ours.pid, libvirtd, *qemus]
+    names = ("one, whole CPU ms", "two, whole CPU ms", "CPU ratio", "wall ratio")
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(turns):
+        cost: list[tuple[float, float]] = []
+        for scrapers in (1, 2):
+            time.sleep(1.2)
+            before = sum(map(cpu_ms, pids))
+            began = time.monotonic()
+            with ThreadPoolExecutor(scrapers) as pool:
+                list(pool.map(ours.get, ["/metrics"] * scrapers))
+            wall_ms = 1000 * (time.monotonic() - began)
+            time.sleep(0.2)
+            cost.append((sum(map(cpu_ms, pids)) - before, wall_ms))
+        (one, one_wall), (two, two_wall) = cost
+        for name, value in zip(names, (one, two, two / one, two_wall / one_wall), strict=True):
+            found[name].append(value)
+    return {name: summary(values) for name, values in found.items()}
 
 
 def rss_mib(pid: int) -> float:
@@ -144,7 +163,8 @@ def rss_mib(pid: int) -> float:
 
 def summary(values: list[float]) -> dict[str, float]:
     ordered = sorted(values)
-    return {"median": round(statistics.median(ordered), 2), "min": round(ordered[0], 2),
+    p95 = statistics.quantiles(ordered, n=20, method="inclusive")[-1] if len(ordered) > 1 else ordered[0]
+    return {"median": round(statistics.median(ordered), 2), "p95": round(p95, 2), "min": round(ordered[0], 2),
             "max": round(ordered[-1], 2)}
 
 
@@ -156,8 +176,9 @@ def compare(ours: list[Scrape], theirs: list[Scrape]) -> dict[str, object]:
     table: dict[str, object] = {}
     for name, value in columns.items():
         ratios = [value(a) / value(b) for a, b in zip(ours, theirs, strict=True) if value(b)]
-        table[name] = {"virtgauge": summary([value(s) for s in ours]),
-                       "prometheus-libvirt-exporter": summary([value(s) for s in theirs]), "ratio": summary(ratios)}
+        own, other = summary([value(s) for s in ours]), summary([value(s) for s in theirs])
+        table[name] = {"virtgauge": own, "prometheus-libvirt-exporter": other, "ratio": summary(ratios),
+                       "ratio of p95": round(own["p95"] / other["p95"], 2) if other["p95"] else None}
     return table
 
 
@@ -190,6 +211,7 @@ def main() -> None:
                 "guests": arguments.guests, "type": arguments.type, "pairs": arguments.pairs,
                 "table": compare([a for a, _ in pairs], [b for _, b in pairs]),
                 "rss MiB": {"virtgauge": round(rss_mib(ours.pid), 1), "go": round(rss_mib(theirs.pid), 1)},
+                "two scrapers at once": two_at_once(ours, libvirtd, qemus, arguments.pairs),
                 "last": {"virtgauge": asdict(pairs[-1][0]), "go": asdict(pairs[-1][1])}}
         except BaseException:
             subprocess.run(["tail", "-n", "5", ours.log, theirs.log], check=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from collectors.domain_xml import Definition, parse
-from collectors.kernel import KernelSource, KernelSourceError
+from collectors.kernel import KernelSource, KernelSourceError, _devices
 
 # Threads that spin or sleep under QEMU's names; a line on stdin adds one, as a vCPU hot-plug does.
 CHILD = """
@@ -86,6 +86,10 @@ def test_values_of_a_process(start: Start) -> None:
     assert int(stats["vcpu.0.time"]) < int(stats["vcpu.2.time"])
     assert "vcpu.1.time" not in stats
     assert abs(float(stats["process.start-time"]) - time.time()) < 60
+    assert int(stats["vcpu.2.timeslices"]) > 0
+    assert stats["vcpu.2.guest"] == 0  # only KVM runs a guest's code on the pCPU itself
+    assert int(stats["process.minor-faults"]) > 1000  # Python's own start
+    assert int(stats["process.major-faults"]) >= 0
     rss_kib = int(Path(f"/proc/{child.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
     assert int(stats["balloon.rss"]) == pytest.approx(rss_kib, rel=0.5)
 
@@ -166,6 +170,13 @@ def test_interfaces_are_the_guests_view(start: Start, kind: str, swapped: bool) 
     received = int(host[8]) if swapped else int(host[0])
     assert int(stats["net.0.rx.bytes"]) >= received
     assert {f"net.0.{way}.{word}" for way in ("rx", "tx") for word in ("bytes", "pkts", "errs", "drop")} <= stats.keys()
+
+
+def test_each_device_has_its_own_counters() -> None:
+    numbers = {name: [place * 1000 + column for column in range(16)] for place, name in enumerate(("lo", "vnet10"))}
+    rows = "".join(f"{name:>6}: {' '.join(f'{n:7}' for n in row)}\n" for name, row in numbers.items())
+    devices = _devices("Inter-|   Receive\n face |bytes\n" + rows)
+    assert devices == {name: (*row[:4], *row[8:12]) for name, row in numbers.items()}
 
 
 def test_interface_that_the_host_does_not_have_is_absent(start: Start) -> None:

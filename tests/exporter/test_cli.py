@@ -131,6 +131,14 @@ def test_the_program_loads_only_what_it_serves_with():
         assert f"'{heavy}'" not in done.stderr
 
 
+def test_an_exporter_loads_neither_archive_nor_web_configuration_that_it_does_not_have():
+    code = "import exporter.command_exporter, exporter.service, sys; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'uvicorn'" in done.stdout
+    for unserved in ("bcrypt", "exporter.webconfig", "fastapi", "pymongo", "rich", "zstandard"):
+        assert f"'{unserved}'" not in done.stdout
+
+
 def test_the_real_command_checks_its_settings():
     command = [sys.executable, "-c", "from exporter.cli import main; main()", "exporter", "--config.check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

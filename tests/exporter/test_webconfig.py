@@ -13,9 +13,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.client_names import has_allowed_name
 from exporter.webconfig import HEADERS, WebConfig, WebConfigError, parse_go_duration, parse_webconfig, read_webconfig
 from exporter.webconfig_file import WebConfigFile
-from exporter.webconfig_tls import has_allowed_name, tls_context
+from exporter.webconfig_tls import tls_context
 from exporter.webconfig_tls_names import CIPHERS, CURVES
 from tests.exporter import certificates
 

@@ -117,7 +117,9 @@ def test_both_sources_agree(hypervisor: PrivateHypervisor, load_guest: GuestCons
     kernel, bulk = (page(server) for server in servers)
     assert set(bulk) - set(kernel) == set()
     assert {name.split(" ")[0] for name in set(kernel) - set(bulk)} == {
-        "libvirt_domain_start_timestamp_seconds", "libvirt_domain_vcpu_cpu"}
+        "libvirt_domain_start_timestamp_seconds", "libvirt_domain_vcpu_cpu", "libvirt_domain_vcpu_guest_seconds_total",
+        "libvirt_domain_vcpu_timeslices_total", "libvirt_domain_process_major_faults_total",
+        "libvirt_domain_process_minor_faults_total"}
     for name in bulk:
         counter = name.split(" ")[0]
         if "interface_stats" in counter:
