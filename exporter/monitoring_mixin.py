@@ -16,6 +16,7 @@ import yaml
 
 from exporter.errors import UsageError, VirtgaugeError
 from exporter.nearest import nearest
+from exporter.shown_thresholds import Turned, turn
 
 FOLDER = Path(__file__).parent / "grafana"
 RULES = Path("alerts") / "virtgauge.rules.yml"
@@ -65,17 +66,21 @@ def rules(values: Mapping[str, Any]) -> str:
     return "# Written by virtgauge from its template; change the knobs, not this file.\n" + text
 
 
-def dashboards(job: str, runbooks: str) -> dict[str, str]:
-    """Each dashboard's text by file name; alerts in it link to their runbooks at the address `runbooks`.
+def dashboards(job: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Each dashboard's text by file name: its alerts link to the runbooks, its thresholds are those of the rules.
 
     `job` is a regular expression that bounds the variable Job, or empty. The control service has a job of its own.
     """
     found = {}
+    runbooks = json.dumps(values["runbooks"])[:-1]
+    turned = [Turned(knob["shown"], knob["value"], values[name]) for name, knob in _knobs().items()
+              if "shown" in knob and knob["value"] != values[name]]
     for file in sorted((FOLDER / "dashboards").glob("*.json")):
-        document = json.loads(file.read_text().replace(f'"{knobs()["runbooks"]}/', f"{json.dumps(runbooks)[:-1]}/"))
+        document = json.loads(file.read_text().replace(f'"{knobs()["runbooks"]}/', f"{runbooks}/"))
         for variable in document["templating"]["list"] if job else ():
             if variable["name"] == "job" and "virtgauge_control" not in variable["definition"]:
                 variable["regex"] = f"/{job}/"
+        turn(document, turned)
         found[file.name] = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     return found
 
@@ -88,7 +93,7 @@ def export(folder: Path, job: str, changes: Mapping[str, str]) -> list[Path]:
     if job and "selector" not in changes:
         changes = {**changes, "selector": f"job=~{json.dumps(job)}"}
     values = turned(changes)
-    texts = {f"dashboards/{name}": text for name, text in dashboards(job, values["runbooks"]).items()}
+    texts = {f"dashboards/{name}": text for name, text in dashboards(job, values).items()}
     texts[str(RULES)] = rules(values)
     try:
         for name, text in texts.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.source import infinity
+from grafana.source import infinity, levels
 from grafana.source.fleet import ALERTS, OPERATIONS
 from grafana.source.grid import Dashboard, Row
 from grafana.source.panels import YES_NO, Query, graph, listing, number, upper
@@ -118,7 +118,7 @@ CONTROL = Dashboard(
             listing("Filesystems inside guests", "What the agents tell of each filesystem, the fullest first.",
                     Query("max by (domain, mountpoint) (libvirt_domain_agent_filesystem_used_bytes{@host} / "
                           "(libvirt_domain_agent_filesystem_size_bytes{@host} > 0))", "Used", "percentunit",
-                          gauge=True),
+                          gauge=True, steps=levels.FILESYSTEM),
                     Query("max by (domain, mountpoint) (libvirt_domain_agent_filesystem_size_bytes{@host})", "Size",
                           "bytes"),
                     labels={"domain": "Guest", "mountpoint": "Mounted at"}, sort="Used", width=12,

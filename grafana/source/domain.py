@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from grafana.source import infinity
+from grafana.source import infinity, levels
 from grafana.source.causes import LATENCY, OF_LIMIT
 from grafana.source.fleet import ALERTS, EVENTS, STARTS
 from grafana.source.grid import Dashboard, Row
 from grafana.source.infinity import Past, history
-from grafana.source.panels import ALARM, ORANGE, YES_NO, Query, graph, listing, number, timeline, upper
+from grafana.source.panels import ALARM, ORANGE, YES_NO, Query, graph, listing, number, timeline
 from grafana.source.states import STATE, STATE_WORDS
 
 DEVICE = "{{target_device}}"
@@ -27,16 +27,16 @@ DOMAIN = Dashboard(
             number("pCPUs in use", "pCPUs in use, QEMU's own threads included.", "short",
                    "sum(libvirt_domain_cpu_usage_cores{@domain})", width=3),
             number("Worst steal", "Share of time that its worst vCPU was ready and had no pCPU: the host is short of CPU.",
-                   "percentunit", "max(libvirt_domain_vcpu_steal_ratio{@domain})", steps=upper(0.1, 0.3),
+                   "percentunit", "max(libvirt_domain_vcpu_steal_ratio{@domain})", steps=levels.STEAL,
                    empty="Not measured", width=3),
             number("Memory used", "What the guest says it uses of what it sees.", "percentunit",
-                   "max(libvirt_domain_memory_used_ratio{@domain})", steps=upper(0.9, 0.97),
+                   "max(libvirt_domain_memory_used_ratio{@domain})", steps=levels.MEMORY,
                    empty="Guest does not say", width=3),
             number("Slowest disk", "Mean seconds of its slowest disk's reads, writes or flushes, whichever are slowest.", "s",
-                   f"max({LATENCY})", steps=upper(0.05, 0.2), empty="No requests", width=3),
+                   f"max({LATENCY})", steps=levels.LATENCY, empty="No requests", width=3),
             number("Nearest limit", "The highest share that it uses of any limit set for it: of a disk, an interface, CPUs. "
                    "Near 100 % the limit makes it slow, not the host.", "percentunit", f"max({OF_LIMIT})",
-                   steps=upper(0.9), empty="No limit set", width=3),
+                   steps=levels.LIMIT, empty="No limit set", width=3),
             number("Monitor", "Seconds that the guest's monitor has not answered; 0 is well.", "s",
                    "max(libvirt_domain_monitor_busy_seconds{@domain})", steps=ALARM, width=3),
         )),
@@ -82,7 +82,7 @@ DOMAIN = Dashboard(
         Row("Limits", (
             graph("Use of its limits", "Share that it uses of each limit set for its disks, interfaces and CPUs. A line near "
                   "100 % is a guest that is slow because somebody set it so.", "percentunit",
-                  Query(f"max by (target_device, limit) ({OF_LIMIT})", f"{DEVICE} {{{{limit}}}}"), steps=upper(0.9),
+                  Query(f"max by (target_device, limit) ({OF_LIMIT})", f"{DEVICE} {{{{limit}}}}"), steps=levels.LIMIT,
                   ratio=True, width=24, height=7, empty="No limit is set for this guest"),
         )),
         Row("CPU", (
@@ -92,7 +92,7 @@ DOMAIN = Dashboard(
             graph("Steal of each vCPU", "Share of time each vCPU was ready and had no pCPU. The host is short of CPU, "
                   "whatever the guest says of itself.", "percentunit",
                   Query("max by (vcpu) (libvirt_domain_vcpu_steal_ratio{@domain})", "vCPU {{vcpu}}"),
-                  steps=upper(0.1, 0.3), empty="Not measured"),
+                  steps=levels.STEAL, empty="Not measured"),
             graph("Wait of each vCPU", "Share of time each vCPU slept or waited for I/O. Absent where the host's kernel "
                   "does not tell.", "percentunit",
                   Query("max by (vcpu) (rate(libvirt_domain_vcpu_wait_seconds_total{@domain}[$__rate_interval]))",
@@ -179,7 +179,7 @@ DOMAIN = Dashboard(
                   Query("max by (target_device) (libvirt_domain_block_write_latency_seconds{@domain})",
                         f"{DEVICE} write"),
                   Query("max by (target_device) (libvirt_domain_block_flush_latency_seconds{@domain})",
-                        f"{DEVICE} flush"), steps=upper(0.05, 0.2), empty="No requests"),
+                        f"{DEVICE} flush"), steps=levels.LATENCY, empty="No requests"),
             graph("Write latency against last week", "The same disk's latency a week ago: is this slow for it?", "s",
                   Query("max by (target_device) (libvirt_domain_block_write_latency_seconds{@domain})",
                         f"{DEVICE} now"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grafana.source import levels
 from grafana.source.fleet import ALERTS
 from grafana.source.grid import Dashboard, Row
 from grafana.source.panels import ALARM, UP_DOWN, Query, graph, listing, number, ours, timeline, upper
@@ -17,7 +18,7 @@ EXPORTER = Dashboard(
             number("libvirt", "Exporters whose libvirt answers.", "percentunit", "avg(libvirt_up{@host})",
                    steps=((None, "red"), (1, "green"))),
             number("Slowest scrape", "Seconds the slowest scrape takes. Prometheus gives up after its scrape timeout.",
-                   "s", f"max({ours('scrape_duration_seconds{@host}')})", steps=upper(2, 8)),
+                   "s", f"max({ours('scrape_duration_seconds{@host}')})", steps=levels.SCRAPE),
             number("Oldest sample", "Age of the sample on the page; above the maximum age libvirt does not answer.",
                    "s", "max(virtgauge_sample_age_seconds{@host})", steps=upper(15, 60)),
             number("Stuck calls", "libvirt calls that were left to themselves: each is held by a hung guest.", "none",
@@ -67,12 +68,12 @@ EXPORTER = Dashboard(
         )),
         Row("Archive", (
             graph("Archive lag", "Seconds since the newest sample that the database has.", "s",
-                  Query("virtgauge_archive_lag_seconds{@host}", "{{instance}}"), steps=upper(600),
+                  Query("virtgauge_archive_lag_seconds{@host}", "{{instance}}"), steps=levels.LAG,
                   empty="The archive is off"),
             graph("Spool", "Share of its limit that the spool takes: what waits for the database. When it is full, samples "
                   "are lost.", "percentunit",
                   Query("virtgauge_archive_spool_bytes{@host} / (virtgauge_archive_spool_limit_bytes{@host} > 0)",
-                        "{{instance}}"), steps=upper(0.8), ratio=True, empty="The archive is off"),
+                        "{{instance}}"), steps=levels.SPOOL, ratio=True, empty="The archive is off"),
             graph("Samples spooled, stored and lost", "Spooled and stored run level, stored a minute later; "
                   "lost is a gap for ever.", "ops",
                   Query("sum by (instance) (rate(virtgauge_archive_spooled_samples_total{@host}[$__rate_interval]))",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grafana.source import levels
 from grafana.source.causes import LATENCY, LOST, OF_LIMIT, SWAPPED
 from grafana.source.grid import Annotation, Dashboard, Row
 from grafana.source.panels import (
@@ -63,24 +64,24 @@ FLEET = Dashboard(
                    f"count({FIRING}) or 0 * count(libvirt_up{{@host}})", steps=upper(1)),
         )),
         Row("Who is unwell, and why", (
-            listing("Guests that are unwell", "Only guests with something wrong, and only what is wrong: state, steal above "
-                    "10 %, memory above 90 %, requests slower than 50 ms, use near a limit set for the guest, swapping, "
-                    "packets lost, figures that libvirt gave only in part. A click leads to the guest.",
+            listing("Guests that are unwell", "Only guests with something wrong, and only what is wrong, from where "
+                    "alerts would fire if it lasted: state, steal, memory, slow requests, use near a limit set for the guest, "
+                    "swapping, packets lost, figures that libvirt gave only in part. A click leads to the guest.",
                     Query(f"max by (instance, domain, state, reason) ({TROUBLE})"),
                     Query("max by (instance, domain) (libvirt_domain_autostart{@domain} == 1 and on (job, instance, domain) "
                           'libvirt_domain_state{@domain,state=~"shutoff|crashed"} == 1)', "Autostart",
                           words={"1": ("but it is off", RED)}),
-                    Query("max by (instance, domain) (libvirt_domain_vcpu_steal_ratio{@domain}) > 0.1", "Worst steal",
-                          "percentunit", coloured=True, steps=upper(0.1, 0.3)),
-                    Query("max by (instance, domain) (libvirt_domain_memory_used_ratio{@domain}) > 0.9", "Memory used",
-                          "percentunit", coloured=True, steps=upper(0.9, 0.97)),
-                    Query(f"max by (instance, domain) ({LATENCY}) > 0.05", "Slowest disk", "s", coloured=True,
-                          steps=upper(0.05, 0.2)),
-                    Query(f"max by (instance, domain) ({OF_LIMIT}) > 0.9", "Of its limit", "percentunit", coloured=True,
-                          steps=upper(0.9)),
-                    Query(f"max by (instance, domain) ({SWAPPED}) > 1048576", "Swaps", "binBps", coloured=True,
+                    Query(f"max by (instance, domain) (libvirt_domain_vcpu_steal_ratio{{@domain}}) > {levels.STEAL_FROM}", "Worst steal",
+                          "percentunit", coloured=True, steps=levels.STEAL),
+                    Query(f"max by (instance, domain) (libvirt_domain_memory_used_ratio{{@domain}}) > {levels.MEMORY_FROM}", "Memory used",
+                          "percentunit", coloured=True, steps=levels.MEMORY),
+                    Query(f"max by (instance, domain) ({LATENCY}) > {levels.LATENCY_FROM}", "Slowest disk", "s", coloured=True,
+                          steps=levels.LATENCY),
+                    Query(f"max by (instance, domain) ({OF_LIMIT}) > {levels.LIMIT_FROM}", "Of its limit", "percentunit", coloured=True,
+                          steps=levels.LIMIT),
+                    Query(f"max by (instance, domain) ({SWAPPED}) > {levels.SWAP_FROM}", "Swaps", "binBps", coloured=True,
                           steps=upper(0), slow=True),
-                    Query(f"max by (instance, domain) ({LOST}) > 1", "Loses packets", "pps", coloured=True, steps=upper(0)),
+                    Query(f"max by (instance, domain) ({LOST}) > {levels.LOST_FROM}", "Loses packets", "pps", coloured=True, steps=upper(0)),
                     Query("min by (instance, domain) (libvirt_domain_sample_complete{@domain} == 0)", "libvirt answers",
                           words={"0": ("in part", ORANGE)}),
                     labels={"domain": "Guest", "instance": "Host", "state": "State", "reason": "Because of"},
@@ -103,10 +104,10 @@ FLEET = Dashboard(
                     Query("sum by (instance) (libvirt_domain_info_virtual_cpus{@host})", "vCPUs"),
                     Query("sum by (instance) (libvirt_domain_cpu_usage_cores{@host})", "pCPUs in use"),
                     Query("max by (instance) (libvirt_domain_vcpu_steal_ratio{@host})", "Worst steal", "percentunit",
-                          gauge=True, steps=upper(0.1, 0.3)),
+                          gauge=True, steps=levels.STEAL),
                     Query("sum by (instance) (libvirt_node_memory_allocated_bytes{@host}) / "
                           "sum by (instance) (libvirt_node_memory_total_bytes{@host})", "Memory promised", "percentunit",
-                          coloured=True, steps=upper(1, 1.2)),
+                          coloured=True, steps=levels.PROMISED),
                     Query("sum by (instance) (libvirt_domain_info_memory_usage_bytes{@host})", "Assigned memory",
                           "bytes"),
                     Query("sum by (instance) (libvirt_domain_memory_stats_rss_bytes{@host})", "Resident memory", "bytes"),
@@ -118,22 +119,22 @@ FLEET = Dashboard(
         Row("Who suffers", (
             graph("CPU steal, worst ten", "Share of time a guest's worst vCPU was ready to run and had no pCPU.",
                   "percentunit", Query("topk(10, max by (instance, domain) (libvirt_domain_vcpu_steal_ratio{@domain}))",
-                                       "{{domain}} on {{instance}}"), steps=upper(0.1, 0.3), link=guest_link(),
+                                       "{{domain}} on {{instance}}"), steps=levels.STEAL, link=guest_link(),
                   empty="No steal measured"),
             graph("Memory used by the guest, top ten", "What the guest itself says it uses of what it sees. Absent where "
                   "a guest has no balloon driver or no stats period.", "percentunit",
                   Query("topk(10, max by (instance, domain) (libvirt_domain_memory_used_ratio{@domain}))",
-                        "{{domain}} on {{instance}}"), steps=upper(0.9, 0.97), link=guest_link(), ratio=True,
+                        "{{domain}} on {{instance}}"), steps=levels.MEMORY, link=guest_link(), ratio=True,
                   empty="No guest reports its memory"),
             graph("Write latency, worst ten", "Mean seconds a write took, the worst disk of each guest; absent while "
                   "there are no writes.", "s",
                   Query("topk(10, max by (instance, domain) (libvirt_domain_block_write_latency_seconds{@domain}))",
-                        "{{domain}} on {{instance}}"), steps=upper(0.05, 0.2), link=guest_link(),
+                        "{{domain}} on {{instance}}"), steps=levels.LATENCY, link=guest_link(),
                   empty="No writes"),
             graph("Read latency, worst ten", "Mean seconds a read took, the worst disk of each guest; absent while "
                   "there are no reads.", "s",
                   Query("topk(10, max by (instance, domain) (libvirt_domain_block_read_latency_seconds{@domain}))",
-                        "{{domain}} on {{instance}}"), steps=upper(0.05, 0.2), link=guest_link(),
+                        "{{domain}} on {{instance}}"), steps=levels.LATENCY, link=guest_link(),
                   empty="No reads"),
         )),
         Row("Who uses most", (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from grafana.source import infinity
+from grafana.source import infinity, levels
 from grafana.source.causes import LATENCY
 from grafana.source.fleet import ALERTS, EVENTS, STARTS
 from grafana.source.grid import Dashboard, Row
-from grafana.source.panels import ALARM, UP_DOWN, Query, bars, graph, guest_link, listing, number, timeline, upper
+from grafana.source.panels import ALARM, UP_DOWN, Query, bars, graph, guest_link, listing, number, timeline
 from grafana.source.states import STATE, STATE_WORDS
 
 HOST = Dashboard(
@@ -25,7 +25,7 @@ HOST = Dashboard(
             number("pCPUs in use", "pCPUs that guests and their QEMUs use.", "short",
                    "sum(libvirt_domain_cpu_usage_cores{@host})"),
             number("Worst steal", "Share of time that the worst vCPU was ready and had no pCPU.", "percentunit",
-                   "max(libvirt_domain_vcpu_steal_ratio{@host})", steps=upper(0.1, 0.3)),
+                   "max(libvirt_domain_vcpu_steal_ratio{@host})", steps=levels.STEAL),
             number("Answered in part", "Guests of whom libvirt gave only a part of the figures.", "none",
                    "sum(libvirt_domain_sample_complete{@host} == bool 0)", steps=ALARM),
         )),
@@ -40,15 +40,15 @@ HOST = Dashboard(
                     Query("max by (instance, domain) (libvirt_domain_cpu_usage_ratio{@domain})", "Of its vCPUs",
                           "percentunit", gauge=True),
                     Query("max by (instance, domain) (libvirt_domain_vcpu_steal_ratio{@domain})", "Worst steal",
-                          "percentunit", gauge=True, steps=upper(0.1, 0.3)),
+                          "percentunit", gauge=True, steps=levels.STEAL),
                     Query("max by (instance, domain) (libvirt_domain_memory_used_ratio{@domain})", "Memory used",
-                          "percentunit", gauge=True),
+                          "percentunit", gauge=True, steps=levels.MEMORY),
                     Query("max by (instance, domain) (libvirt_domain_memory_stats_rss_bytes{@domain})", "Resident",
                           "bytes"),
                     Query("sum by (instance, domain) (libvirt_domain_block_reads_per_second{@domain} + "
                           "libvirt_domain_block_writes_per_second{@domain})", "Disk requests", "iops"),
                     Query(f"max by (instance, domain) ({LATENCY})", "Slowest disk", "s", coloured=True,
-                          steps=upper(0.05, 0.2)),
+                          steps=levels.LATENCY),
                     Query("sum by (instance, domain) (libvirt_domain_interface_receive_bytes_per_second{@domain} + "
                           "libvirt_domain_interface_transmit_bytes_per_second{@domain})", "Network", "binBps"),
                     labels={"domain": "Guest", "instance": "Host"}, links={"domain": guest_link("data.fields")},
@@ -61,7 +61,7 @@ HOST = Dashboard(
                  width=6, link=guest_link()),
             bars("Waits most for a pCPU now", "The ten guests whose worst vCPU waits most.", "percentunit",
                  Query("topk(10, max by (instance, domain) (libvirt_domain_vcpu_steal_ratio{@domain}))", "{{domain}}"),
-                 width=6, steps=upper(0.1, 0.3), most=1, link=guest_link(), empty="No steal measured"),
+                 width=6, steps=levels.STEAL, most=1, link=guest_link(), empty="No steal measured"),
             bars("Uses the disks most now", "The ten guests that read and write most bytes a second.", "binBps",
                  Query("topk(10, sum by (instance, domain) (libvirt_domain_block_read_bytes_per_second{@domain} + "
                        "libvirt_domain_block_write_bytes_per_second{@domain}))", "{{domain}}"), width=6,
@@ -69,7 +69,7 @@ HOST = Dashboard(
             bars("Waits longest for a disk now", "The ten guests whose worst disk is slowest, of reads, writes and "
                  "flushes. Beside those who use the disks most: another name here is who suffers from them.", "s",
                  Query(f"topk(10, max by (instance, domain) ({LATENCY}))", "{{domain}}"), width=6,
-                 steps=upper(0.05, 0.2), link=guest_link(), empty="No requests"),
+                 steps=levels.LATENCY, link=guest_link(), empty="No requests"),
         )),
         Row("The host itself", (
             graph("Host CPUs", "CPUs busy with each mode of work, of those that are online.", "short",
@@ -102,7 +102,7 @@ HOST = Dashboard(
             graph("Steal by guest", "Share of time a guest's worst vCPU was ready and had no pCPU. Above 10 % people "
                   "notice.", "percentunit",
                   Query("topk(20, max by (instance, domain) (libvirt_domain_vcpu_steal_ratio{@domain}))", "{{domain}}"),
-                  steps=upper(0.1, 0.3), link=guest_link(), empty="No steal measured"),
+                  steps=levels.STEAL, link=guest_link(), empty="No steal measured"),
             graph("vCPUs that ran last on each pCPU", "How many vCPU threads each pCPU ran last. A pCPU with many while "
                   "others have none: pinning, or a scheduler that cannot spread.", "none",
                   Query('count by (pcpu) (count_values by (instance, domain, vcpu) '
@@ -135,7 +135,7 @@ HOST = Dashboard(
                         "(libvirt_domain_block_read_latency_seconds{@domain}))", "{{domain}} {{target_device}} read"),
                   Query("topk(5, max by (instance, domain, target_device) "
                         "(libvirt_domain_block_flush_latency_seconds{@domain}))", "{{domain}} {{target_device}} flush"),
-                  steps=upper(0.05, 0.2), link=guest_link(), empty="No requests"),
+                  steps=levels.LATENCY, link=guest_link(), empty="No requests"),
             graph("Network by guest", "Received upwards, sent downwards, as the guest sees it.", "binBps",
                   Query("topk(10, sum by (instance, domain) (libvirt_domain_interface_receive_bytes_per_second{@domain}"
                         "))", "{{domain}} received"),

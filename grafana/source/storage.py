@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from grafana.source import levels
 from grafana.source.causes import BYTES_OF_LIMIT, REQUESTS_OF_LIMIT
 from grafana.source.fleet import ALERTS
 from grafana.source.grid import Dashboard, Row
-from grafana.source.panels import YES_NO, Query, graph, guest_link, listing, number, upper
+from grafana.source.panels import YES_NO, Query, graph, guest_link, listing, number
 
 DISK = "{{domain}} {{target_device}}"
 GROWTH = ("deriv(libvirt_domain_block_stats_physicalsize_bytes{@domain}[6h])")
@@ -36,7 +37,7 @@ STORAGE = Dashboard(
             graph("Pools", "Share of each storage pool that is taken.", "percentunit",
                   Query("max by (instance, pool) (libvirt_pool_info_allocation_bytes{@host} / "
                         "(libvirt_pool_info_capacity_bytes{@host} > 0))", "{{pool}} on {{instance}}"),
-                  steps=upper(0.85, 0.95), ratio=True, width=8, empty="No storage pool"),
+                  steps=levels.POOL, ratio=True, width=8, empty="No storage pool"),
             listing("Pools now", "State, size and room of each pool as of its last refresh, and when it is full at the "
                     "pace of the last six hours.",
                     Query("max by (instance, pool) (libvirt_pool_info_capacity_bytes{@host})", "Capacity", "bytes"),
@@ -89,11 +90,11 @@ STORAGE = Dashboard(
             graph("Bytes against the limit", "Share of its byte limit that a disk uses; near 100 % the guest is held "
                   "back by its limit, not by the storage.", "percentunit", Query(
                       f"topk(10, max by (instance, domain, target_device, limit) ({BYTES_OF_LIMIT}))", DISK + " {{limit}}"),
-                  steps=upper(0.9), ratio=True, link=guest_link(), empty="No disk has a limit of bytes"),
+                  steps=levels.LIMIT, ratio=True, link=guest_link(), empty="No disk has a limit of bytes"),
             graph("Requests against the limit", "Share of its request limit that a disk uses.", "percentunit", Query(
                       f"topk(10, max by (instance, domain, target_device, limit) ({REQUESTS_OF_LIMIT}))",
                       DISK + " {{limit}}"),
-                  steps=upper(0.9), ratio=True, link=guest_link(), empty="No disk has a limit of requests"),
+                  steps=levels.LIMIT, ratio=True, link=guest_link(), empty="No disk has a limit of requests"),
         )),
         Row("A year", (
             graph("Images in a year", "What images take on the host, the largest ten. Prometheus answers from the archive "
