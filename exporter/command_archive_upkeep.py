@@ -103,16 +103,18 @@ def _rollup(repair: bool, since: str, until: str, **values: str | None) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
+    from exporter.archive.connection import EMBEDDED
     from exporter.archive.inspection import repair_rollups
     from exporter.archive.timespan import parse_span
 
     span = parse_span(since, until, time.time())
     begin, end = datetime.fromtimestamp(span.start_s, UTC), datetime.fromtimestamp(span.end_s, UTC)
     steps = 0
-    with _opened(values) as (_, database), \
+    with _opened(values) as (settings, database), \
             Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("Rolling up", total=None)
-        for done, steps in repair_rollups(database, begin, end):
+        elsewhere = settings.archive.uri != EMBEDDED
+        for done, steps in repair_rollups(database, begin, end, compress=elsewhere):
             progress.update(task, completed=done, total=steps)
     click.echo(f"{steps} hours and days rolled up")
 

@@ -102,7 +102,8 @@ def _columns(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{group}.{device['device']}", device
 
 
-def repair_rollups(database: Database, since: datetime, until: datetime) -> Iterator[tuple[int, int]]:
+def repair_rollups(database: Database, since: datetime, until: datetime,
+                   compress: bool = False) -> Iterator[tuple[int, int]]:
     """Makes the points of every hour and day between again, of all hosts; yields (steps done, steps in all).
 
     Hours without raw partitions, past their retention, keep the points they have.  Raises PyMongoError.
@@ -118,5 +119,5 @@ def repair_rollups(database: Database, since: datetime, until: datetime) -> Iter
     for done, (roll_up, start_ms) in enumerate(steps):
         yield done, len(steps)
         for host in hosts:
-            roll_up(database, host, start_ms)
+            roll_up(database, host, start_ms, compress)
     yield len(steps), len(steps)

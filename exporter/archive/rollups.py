@@ -58,7 +58,7 @@ class _Samples:
 def roll_up_hour(database: Database, host: UUID, hour_ms: int, compress: bool = False) -> int:
     """Stores the 5-minute points of every object of a host in the hour that begins then; how many documents.
 
-    Raises PyMongoError.
+    ``compress`` is said of a server of others, which may be a sharded cluster.  Raises PyMongoError.
     """
     since, until = moment(hour_ms - 2 * LONGEST_WINDOW_MS), moment(hour_ms + HOUR_MS)
     names = RAW.collections(database.list_collection_names(), since, until)
@@ -112,7 +112,10 @@ def _store(database: Database, resolution: Resolution, start_ms: int, points: li
     name = resolution.collection(moment(start_ms))
     prepare_partition(database, name, compress)
     documents = [point.document() for point in points]
-    database[name].bulk_write([ReplaceOne({"_id": d["_id"]}, d, upsert=True) for d in documents], ordered=False)
+    # A sharded cluster takes an upsert only with its whole shard key; the embedded server finds by _id alone, or walks.
+    words = ("_id", "uuid", "start") if compress else ("_id",)
+    database[name].bulk_write([ReplaceOne({word: d[word] for word in words}, d, upsert=True) for d in documents],
+                              ordered=False)
     return len(documents)
 
 

@@ -203,6 +203,31 @@ def test_every_read_of_a_roll_up_takes_its_own_documents_from_the_index(archive_
         assert statistics["totalKeysExamined"] <= statistics["nReturned"] + 1, query
 
 
+@pytest.mark.parametrize(("elsewhere", "words"), [(True, {"_id", "uuid", "start"}), (False, {"_id"})])
+def test_a_roll_up_is_stored_by_the_shard_key_where_the_server_may_be_a_cluster(archive_server, database, elsewhere,
+                                                                                words):
+    store(database, [minute(HOUR, {"memory_rss_kib": [1, 2, 3, 4]})])
+    asked = []
+
+    class Listener(CommandListener):
+        def started(self, event):
+            if event.command_name == "update":
+                asked.extend(set(update["q"]) for update in event.command["updates"])
+
+        def succeeded(self, event):
+            pass
+
+        def failed(self, event):
+            pass
+
+    with MongoClient(archive_server.uri(120), tz_aware=True, uuidRepresentation="standard",
+                     event_listeners=[Listener()]) as client:
+        for _ in range(2):
+            roll_up_hour(client[database.name], HOST.uuid, HOUR, elsewhere)
+    assert asked == [words, words]
+    assert only(database, FIVE_MINUTES)["values"]["memory_rss_kib"]["max"] == [4]
+
+
 def test_another_host_with_the_same_guest_is_left_out(database):
     other = Object(Host(UUID(int=9), "beta"), "domain", UUID(int=5), "web")
     store(database, [minute(HOUR, {"memory_rss_kib": [1, 2, 3, 4]}),
