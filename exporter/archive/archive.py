@@ -15,6 +15,7 @@ from collectors.snapshot import Record
 from exporter.archive.connection import EMBEDDED, Address, FolderLock, address_of
 from exporter.archive.documents import RAW_PARTITIONS, Document, Host
 from exporter.archive.embedded import EmbeddedServer
+from exporter.archive.errors import ArchiveError
 from exporter.archive.lease import HostLease
 from exporter.archive.metrics import own_record
 from exporter.archive.reading import Reading
@@ -68,7 +69,13 @@ class Archive:
             self._server = EmbeddedServer(folder / EMBEDDED)
         else:
             address_of(settings).check()
-        self._lock = FolderLock(folder)
+        self._locks = [FolderLock(folder)]
+        if self._server is not None:
+            try:
+                self._locks.append(FolderLock(folder / EMBEDDED))  # a command may have it, as an export does
+            except ArchiveError:
+                self._locks[0].release()
+                raise
         self.spool = Spool(folder / "spool", settings.spool.limit, settings.spool.full)
         self.writer = Writer(self.spool, self._address, partition=RAW_PARTITIONS[settings.partition],
                              patience=patience, wall_clock=wall_clock,
@@ -122,7 +129,8 @@ class Archive:
         if self._server is not None:
             self._server.stop()
         self.spool.close()
-        self._lock.release()
+        for lock in self._locks:
+            lock.release()
 
     def _address(self) -> Address:
         if self._server is None:

@@ -134,7 +134,10 @@ def check_schema(database: Database, create: bool) -> None:
 
 
 class FolderLock:
-    """The archive's folder belongs to one process at a time.  Released when the process ends, however it ends."""
+    """A folder that belongs to one process at a time: the archive's, the embedded server's.
+
+    Released when the process ends, however it ends.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Raises ArchiveBusyError where another process has it, ArchiveError where it cannot be made."""
@@ -193,7 +196,8 @@ def _embedded_uri(folder: Path, stack: contextlib.ExitStack) -> str:
     running = running_uri(folder / EMBEDDED)
     if running is not None:
         return running
-    lock = FolderLock(folder)
+    # The server's own lock: an exporter that writes elsewhere holds the archive's for as long as it runs.
+    lock = FolderLock(folder / EMBEDDED)
     stack.callback(lock.release)
     server = EmbeddedServer(folder / EMBEDDED)
     stack.callback(server.stop)
