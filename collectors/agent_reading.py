@@ -16,12 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from xml.etree import ElementTree
 
 import libvirt
 
 from .agent import AGENT
 from .connection import Session
+from .domain_xml import element_tree
 from .fields import Constant
 from .periodic import RunningDomain, Scope
 from .snapshot import Record, Subject, Value
@@ -208,7 +208,7 @@ class AgentSource:
 
 def channel_connected(xml: str) -> bool | None:
     """Whether the guest's end of the agent's channel is open; None where the domain has no such channel."""
-    for target in ElementTree.fromstring(xml).iterfind("devices/channel/target"):
+    for target in element_tree(xml).iterfind("devices/channel/target"):
         if target.get("name") == _CHANNEL:
             return target.get("state") == "connected"
     return None

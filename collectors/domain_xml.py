@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from .configuration import configuration
 from .fields import Constant, Labels
 from .limits import limits
-from .owner_metadata import MappedLabel, Owner, cut, owner_of, split
+from .owner_metadata import UNKNOWN_ENTITY, MappedLabel, Owner, cut, owner_of, split
 
 XML_MOST_CHARACTERS = 4 * 1024 * 1024
 """Longest XML that is read: libvirt's own limit of a string on the wire."""
@@ -147,6 +148,14 @@ def parse(xml: str, labels: Sequence[MappedLabel] = ()) -> Definition:
         balloon_period_s=_number(_attribute(root, "devices/memballoon/stats", "period")) or 0,
         owner=owner, disks=tuple(_disks(root)), interfaces=tuple(_interfaces(root)),
         limits=limits(root), configuration=configuration(root), metadata_problem=problem)
+
+
+def element_tree(xml: str) -> Element:
+    """The root of any XML that libvirt hands out of a guest, metadata included; from libvirt only, of any length.
+
+    References to entities that its owner wrote into the metadata are left out, on which a parser would give up.
+    """
+    return ElementTree.fromstring(UNKNOWN_ENTITY.sub("", xml))
 
 
 def _tree(xml: str) -> Element:

@@ -21,8 +21,8 @@ MOST_ELEMENTS = 10_000
 
 _BEGIN = re.compile(r"<metadata\s*>")
 _END = "</metadata>"
-# An entity that XML does not know by itself.  libvirt keeps the reference, but not what it stood for.
-_ENTITY = re.compile(r"&(?!(?:lt|gt|amp|quot|apos|#[0-9]{1,7}|#x[0-9A-Fa-f]{1,6});)")
+UNKNOWN_ENTITY = re.compile(r"&(?!(?:lt|gt|amp|quot|apos|#[0-9]{1,7}|#x[0-9A-Fa-f]{1,6});)")
+"""An entity that XML does not know by itself.  libvirt keeps the reference, but not what it stood for."""
 _MARK = "\ufdd0"  # a character that Unicode keeps for a program's own use: stands where an entity stood
 _NOVA = "{http://openstack.org/xmlns/libvirt/nova/1."
 _KUBEVIRT = "{http://kubevirt.io}kubevirt"
@@ -82,7 +82,7 @@ def owner_of(metadata: str, domain: str, labels: Sequence[MappedLabel] = ()) -> 
 
     ``domain`` is the domain's name.  Never raises; any thread.
     """
-    text, entities = _ENTITY.subn(_MARK, metadata)
+    text, entities = UNKNOWN_ENTITY.subn(_MARK, metadata)
     reading = _Reading()
     if text:
         reading.read(text)

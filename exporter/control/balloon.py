@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Any, Self
-from xml.etree import ElementTree
 
 import libvirt
 from pydantic import Field, model_validator
 
+from collectors.domain_xml import element_tree
 from exporter.control.device_change import FLAGS, DeviceChange, DeviceParameters, Side, Step, Values
 from exporter.control.errors import RefusedError, TimedOutError
 from exporter.control.operation import Call, Operation, Progress
@@ -48,7 +48,7 @@ class SetMemory(DeviceChange[SetMemoryParameters]):
             # From libvirtd's memory, kept current by QEMU's balloon event: it answers for a hung guest too.
             _state, maximum_kib, memory_kib, *_rest = handle.info()
             return {"memory_kib": memory_kib, "maximum_memory_kib": maximum_kib}
-        root = ElementTree.fromstring(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        root = element_tree(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
         return {
             "memory_kib": int(root.findtext("currentMemory") or root.findtext("memory") or 0),
             "maximum_memory_kib": int(root.findtext("memory") or 0),
@@ -134,7 +134,7 @@ def _kib(values: Values, name: str) -> int:
 
 
 def _has_balloon(handle: Any) -> bool:
-    balloon = ElementTree.fromstring(handle.XMLDesc(0)).find("devices/memballoon")
+    balloon = element_tree(handle.XMLDesc(0)).find("devices/memballoon")
     # Only QEMU's domains have the device; other drivers balloon without one.
     return balloon.get("model") != "none" if balloon is not None else handle.connect().getType() != "QEMU"
 

@@ -1,9 +1,15 @@
-"""A running domain's XML and the one of its next boot, made comparable: without what libvirt adds to a running one."""
+"""XML compared: any two as a difference; a running domain's with its next boot's, without what libvirt adds to it."""
 
 from __future__ import annotations
 
+import difflib
+from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
+
+import libvirt
+
+from collectors.domain_xml import element_tree
 
 _LIVE_ELEMENTS = (
     (".", "resource"), (".", "seclabel"), ("devices/*", "alias"), ("devices/disk", "backingStore"),
@@ -24,7 +30,7 @@ def comparable_pair(running: str, next_boot: str) -> tuple[str, str]:
 
 
 def _comparable(xml: str) -> Element:
-    root = ElementTree.fromstring(xml)
+    root = element_tree(xml)
     for path, tag in _LIVE_ELEMENTS:
         for parent in root.findall(path):
             for element in parent.findall(tag):
@@ -61,3 +67,14 @@ def _text(root: Element) -> str:
             element.text = None
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def inactive_xml(handle: Any) -> str:
+    """The XML of the next boot, without secrets."""
+    return str(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+
+def unified(now: str, wanted: str, was: str = "now", then: str = "then") -> str:
+    """The difference, empty for none."""
+    lines = difflib.unified_diff(now.splitlines(), wanted.splitlines(), was, then, lineterm="")
+    return "\n".join(lines)

@@ -11,12 +11,12 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from difflib import unified_diff
 from typing import Any, Literal, TypeVar
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import libvirt
 from pydantic import Field, JsonValue
 
+from collectors.domain_xml import element_tree
 from exporter.control.connection import Session
 from exporter.control.domain import DomainOperation, domain_state, live_state
 from exporter.control.errors import ControlError, RefusedError, from_libvirt
@@ -168,7 +168,7 @@ def sides_of(call: Call, apply_to: str) -> tuple[Side, ...]:
 
 def device_root(handle: Any, side: Side) -> Element:
     """The domain's XML of one side, without secrets."""
-    return ElementTree.fromstring(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if side == "persistent" else 0))
+    return element_tree(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if side == "persistent" else 0))
 
 
 def _there(handle: Any) -> tuple[Side, ...]:

@@ -9,11 +9,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import libvirt
 
+from collectors.domain_xml import element_tree
 from exporter.control.image_format import backing_file
 from exporter.control.interface_change import is_remote
 
@@ -31,7 +31,7 @@ def users_of(connection: Any, path: str, *, running: bool, besides: str | None =
     for domain in connection.listAllDomains(flags):
         if domain.UUIDString() == besides:
             continue
-        disks = (disk for xml in _texts(domain, running) for disk in ElementTree.fromstring(xml).iterfind(".//disk"))
+        disks = (disk for xml in _texts(domain, running) for disk in element_tree(xml).iterfind(".//disk"))
         if any(os.path.realpath(file) == wanted for disk in disks for file in _chain(disk, local)):
             found.append(f"domain {domain.name()}")
     return sorted(found)

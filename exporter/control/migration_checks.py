@@ -11,6 +11,7 @@ from xml.etree.ElementTree import Element
 import libvirt
 from pydantic import JsonValue
 
+from collectors.domain_xml import element_tree
 from exporter.control.domain import domain_state
 from exporter.control.errors import RefusedError, UnsupportedError
 from exporter.control.migration_disks import GuestDisk, copied_targets
@@ -36,7 +37,7 @@ def check_destination(source: Any, there: Any, handle: Any, parameters: MigrateP
         need, free = (handle.info()[1] << 10) + QEMU_OVERHEAD_BYTES, free_memory_bytes(there)
         facts |= {"memory_needed_bytes": need, "memory_free_bytes": free}
         refuse_without_memory(place, need, free)
-    facts["cpu"] = check_cpu(source, there, ElementTree.fromstring(xml), place)
+    facts["cpu"] = check_cpu(source, there, element_tree(xml), place)
     return {key: value for key, value in facts.items() if value is not None}
 
 

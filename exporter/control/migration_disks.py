@@ -15,6 +15,7 @@ from xml.etree.ElementTree import Element
 
 import libvirt
 
+from collectors.domain_xml import element_tree
 from exporter.control.errors import InvalidError, RefusedError
 from exporter.control.migration_parameters import MigrateParameters
 
@@ -42,7 +43,7 @@ class GuestDisk:
 def guest_disks(connection: Any, xml: str, mounts: Path | None = Path("/proc/self/mountinfo")) -> list[GuestDisk]:
     """The guest's writable disks. `mounts` None where the files are not this machine's."""
     found = []
-    for disk in ElementTree.fromstring(xml).iterfind("devices/disk"):
+    for disk in element_tree(xml).iterfind("devices/disk"):
         source, target = disk.find("source"), disk.find("target")
         if disk.get("device", "disk") not in ("disk", "lun") or disk.find("readonly") is not None:
             continue

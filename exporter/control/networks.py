@@ -11,6 +11,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 import libvirt
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
+from collectors.domain_xml import element_tree
 from exporter.control.errors import RefusedError
 from exporter.control.guest_fields import DomainName, HostPath, Word
 from exporter.control.host_objects import (
@@ -120,7 +121,7 @@ class _OfNetwork(HostOperation[P]):
     def users(self, call: Call) -> list[str]:
         found = []
         for domain in call.session.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-            sources = ElementTree.fromstring(domain.XMLDesc(0)).iterfind("devices/interface/source")
+            sources = element_tree(domain.XMLDesc(0)).iterfind("devices/interface/source")
             if any(source.get("network") == call.subject.name for source in sources):
                 found.append(domain.name())
         return sorted(found)

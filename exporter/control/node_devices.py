@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
-from xml.etree import ElementTree
 
 import libvirt
 from pydantic import Field, JsonValue
 
+from collectors.domain_xml import element_tree
 from exporter.control.connection import Session
 from exporter.control.errors import ControlError, InvalidError, NotFoundError, RefusedError, UnsupportedError
 from exporter.control.folders import Folders
@@ -54,7 +54,7 @@ def guests_with(connection: Any, address: str) -> list[str]:
     found = []
     for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         try:
-            root = ElementTree.fromstring(domain.XMLDesc(0))
+            root = element_tree(domain.XMLDesc(0))
         except libvirt.libvirtError:  # it has ended meanwhile
             continue
         # hostdev, a network's hostdev interface, and an NVMe disk all name it in their source.

@@ -14,10 +14,10 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from collectors.domain_xml import element_tree
 from exporter.control.errors import ControlError, NotFoundError, RefusedError
 from exporter.control.folders import Folders
 
@@ -135,7 +135,7 @@ def sha256(file: Path, told: Callable[[float], None] = lambda _fraction: None) -
 def disk_generations(xml: str) -> tuple[DiskGeneration, ...]:
     """The state of each writable disk of a domain XML that is a file or device of this host."""
     found = []
-    for disk in ElementTree.fromstring(xml).iterfind("devices/disk"):
+    for disk in element_tree(xml).iterfind("devices/disk"):
         source = disk.find("source")
         path = (source.get("file") or source.get("dev")) if source is not None else None
         if path and disk.find("readonly") is None and disk.get("device", "disk") == "disk":
@@ -195,7 +195,7 @@ def record_of(folders: Folders, record_id: str, connection: Any, saved: str, com
             f"the image {record_id} is not whole", next_step="wait until libvirt has written it, or remove it"
         )
     xml = connection.saveImageGetXMLDesc(str(file), 0)
-    domain = ElementTree.fromstring(xml)
+    domain = element_tree(xml)
     record = SaveRecord(
         id=record_id,
         domain=domain.findtext("name") or "",

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 import libvirt
 from pydantic import AfterValidator, Field, JsonValue
 
+from collectors.domain_xml import element_tree
 from exporter.control.connection import Session
 from exporter.control.device_change import device_root
 from exporter.control.domain import DomainOperation, P, domain_state, is_state, live_state
@@ -227,7 +227,7 @@ class ListCheckpoints(_OfCheckpoints[NoParameters]):
     def state(self, call: Call, parameters: NoParameters) -> State:
         rows: list[JsonValue] = []
         for found in call.subject.handle.listAllCheckpoints(0):
-            root = ElementTree.fromstring(found.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))
+            root = element_tree(found.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))
             row = {"name": found.getName(), "parent": root.findtext("parent/name"),
                    "created": int(root.findtext("creationTime") or 0)}  # fmt: skip
             rows.append({key: value for key, value in row.items() if value})
@@ -310,7 +310,7 @@ def _snapshot(call: Call, name: str) -> Any:
 
 
 def _row(snapshot: Any) -> dict[str, JsonValue]:
-    root = ElementTree.fromstring(snapshot.getXMLDesc(0))
+    root = element_tree(snapshot.getXMLDesc(0))
     memory = root.find("memory")
     external = any(disk.get("snapshot") == "external" for disk in root.iterfind("disks/disk"))
     row: dict[str, JsonValue] = {
