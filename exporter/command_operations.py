@@ -47,6 +47,11 @@ _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # Set before the names of the flags that every operation has, which may also be an operation's parameters.
 _COMMON = "common__"
 _OF_DOMAINS = ("snapshot", "checkpoint")
+_TITLES = {
+    "lookup": "Look", "definition": "Define", "lifecycle": "Start, stop, dump", "provisioning": "New guests",
+    "save_restore": "Save and restore", "hotplug": "Devices and limits", "migration": "Move to another host",
+    "snapshots": "Images of disks",
+}  # fmt: skip
 _TAKEN = frozenset(
     ("--output", "--dry-run", "--yes", "--wait", "--wait-lock", "--deadline", "--reason", "--help",
      "--libvirt.uri", "--state.directory", "--config.file")
@@ -104,6 +109,7 @@ def group(noun: str, help_text: str) -> click.Group:
     for operation in OPERATIONS:
         if operation.noun == noun:
             _parent(made, operation.words[1:-1]).add_command(command(operation))
+            made.areas.setdefault(operation.words[1], operation.area)
     return made
 
 
@@ -120,6 +126,21 @@ def _parent(noun: click.Group, words: tuple[str, ...]) -> click.Group:
 
 
 class _NounGroup(click.Group):
+    """Commands of one noun. Where they are of several areas, the help has a section for each."""
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.areas: dict[str, str] = {}
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if len(set(self.areas.values())) < 2:
+            super().format_commands(ctx, formatter)
+            return
+        for area in dict.fromkeys(self.areas.values()):
+            names = [name for name, its_area in self.areas.items() if its_area == area]
+            with formatter.section(_TITLES.get(area, area.replace("_", " ").capitalize())):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(200)) for name in names])
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -193,8 +214,9 @@ def _names(noun: str) -> Callable[[click.Context, click.Parameter, str], list[Co
         except Exception:  # noqa: BLE001 - whatever fails, a half-typed command line is no place to tell it
             return []
         rows = result.details.get("rows")
-        names = [str(row["name"]) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        listed = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        names = [str(row.get("name") or row.get("id") or "") for row in listed]  # a saved image is named by its id
+        return [CompletionItem(name) for name in names if name and name.startswith(incomplete)]
 
     return complete
 
@@ -285,7 +307,7 @@ class Invocation:
         look = self.executor.run(self.operation, reference, parameters, Request(_actor(""), dry_run=True))
         if look.plan is not None and look.plan.nothing_to_do:
             return None
-        subject = self.operation.find(self.executor.session, reference, parameters)
+        subject = self.executor.find(self.operation, reference, parameters)
         if not self.common.get("yes"):
             _ask(self.operation, subject, look)
         return subject.name

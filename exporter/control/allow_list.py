@@ -76,6 +76,7 @@ _ELEMENTS: dict[str, dict[str, Rule]] = {
     "vcpu": {"": _number, "placement": _one_of("static", "auto"), "current": _number},
     "iothreads": {"": _number},
     "os": {"firmware": _one_of("bios", "efi")},
+    "os/firmware": {}, "os/firmware/feature": {"enabled": _STATE, "name": _word},
     "os/type": {"": _one_of("hvm"), "arch": _word, "machine": _word},
     "os/boot": {"dev": _one_of("hd", "cdrom", "network", "fd")},
     "os/bootmenu": {"enable": _STATE, "timeout": _number},

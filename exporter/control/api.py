@@ -255,7 +255,7 @@ class _Endpoints:
 
     async def ready(self, _request: HttpRequest) -> Response:
         try:
-            await self._looked(lambda: self._runner.executor.session.connection.getLibVersion(), "ready")
+            await self._looked(self._runner.executor.libvirt_version, "ready")
         except Exception:  # noqa: BLE001 - whatever it is, the answer is the same; the log of libvirt holds it
             return PlainTextResponse("virtgauge control is not ready: libvirt does not answer.\n", status_code=503)
         return PlainTextResponse("virtgauge control is ready.\n")

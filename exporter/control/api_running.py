@@ -14,10 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-import libvirt
-
 from exporter.control.control_metrics import ControlMetrics
-from exporter.control.errors import ControlError, UnreachableError, from_libvirt
+from exporter.control.errors import ControlError, UnreachableError
 from exporter.control.executor import Executor, Request
 from exporter.control.jobs import Job, JobStore
 from exporter.control.operation import Operation, Parameters, Progress, Result, Subject
@@ -48,10 +46,7 @@ class Runner:
 
     def find(self, operation: Operation[Any], reference: str | None, parameters: Parameters) -> Subject:
         """What the operation would act on; in the calling thread. Raises ControlError."""
-        try:
-            return operation.find(self.executor.session, reference, parameters)
-        except libvirt.libvirtError as error:
-            raise from_libvirt(error, f"{operation.name}: looking for {reference!r}") from error
+        return self.executor.find(operation, reference, parameters)
 
     def read(
         self, operation: Operation[Any], reference: str | None, parameters: Parameters, request: Request

@@ -23,6 +23,7 @@ from exporter.control.errors import ControlError, UnreachableError
 GENESIS = "0" * 64
 _TAIL_BYTES = 64 * 1024
 _LINE_MOST_BYTES = 32 * 1024
+_UUID_CHARACTERS = 36
 
 
 class TrailDamagedError(ControlError):
@@ -138,13 +139,16 @@ def record_time(record: Mapping[str, JsonValue]) -> datetime:
 
 
 def tells_of(record: Mapping[str, JsonValue], domain: str) -> bool:
-    """Whether a record concerns this domain, by name or UUID."""
+    """Whether a record concerns this domain, by name or UUID; a saved image concerns the domain it is of."""
     subject = record.get("subject")
-    return (
-        isinstance(subject, dict)
-        and subject.get("kind") == "domain"
-        and domain in (subject.get("name"), subject.get("uuid"))
-    )
+    if not isinstance(subject, dict):
+        return False
+    if subject.get("kind") == "saved image":
+        before = record.get("before")
+        then = before if isinstance(before, dict) else {}
+        image_of = str(subject.get("name"))[:_UUID_CHARACTERS]
+        return domain in (image_of, then.get("domain"), record.get("domain"))
+    return subject.get("kind") == "domain" and domain in (subject.get("name"), subject.get("uuid"))
 
 
 def _last_record(fd: int) -> tuple[dict[str, JsonValue], bytes]:

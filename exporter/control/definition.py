@@ -1,29 +1,33 @@
-"""Definitions: from typed fields or outside XML, compared, renamed, made persistent or transient, undefined."""
+"""Definitions: from typed fields or outside XML, and compared. What becomes of one is in `definition_changes`."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import uuid as uuids
+from collections.abc import Mapping
 from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import libvirt
 from pydantic import Field, JsonValue
 
+from exporter.control import definition_changes
 from exporter.control.allow_list import checked_domain_xml, parse
-from exporter.control.comparing import comparable_pair
+from exporter.control.comparing import comparable_pair, inactive_xml, unified
 from exporter.control.connection import Session
-from exporter.control.domain import DomainOperation, P, domain_state, is_state, live_state, subject_of
+from exporter.control.domain import DomainOperation, P, domain_state, existing_domain, interrupted, subject_of
 from exporter.control.errors import InvalidError, RefusedError, UnsupportedError
 from exporter.control.folders import Folders
-from exporter.control.guest_fields import DomainName, GuestFields
+from exporter.control.guest_fields import GuestFields
 from exporter.control.guest_xml import console_file, guest_xml, host_type
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Role, State, Subject
 
 
 class DefinesDomain(Operation[P]):
-    """What all ways of making a domain share: `identity` and `xml` tell what is to be made."""
+    """What all ways of making a domain share: `identity` and `xml` tell what is to be made.
+
+    libvirt checks it by its schema.
+    """
 
     noun = "domain"
     area = "definition"
@@ -44,12 +48,9 @@ class DefinesDomain(Operation[P]):
     def _paused(self, parameters: P) -> bool:
         return False
 
-    def _validates(self) -> bool:
-        return False
-
     def find(self, session: Session, reference: str | None, parameters: P) -> Subject:
         name, uuid = self.identity(parameters)
-        existing = _existing(session, name, uuid)
+        existing = existing_domain(session, name, uuid)
         if existing is not None:
             return subject_of(existing)
         # Chosen now, and given back to us as the reference once its lock is held: who finds the new domain by name
@@ -81,22 +82,20 @@ class DefinesDomain(Operation[P]):
 
     def plan(self, call: Call, parameters: P) -> Plan:
         wanted = self.xml(call, parameters, host_type(call.session))
-        now = _inactive_xml(call.subject.handle) if call.subject.exists else ""
+        now = inactive_xml(call.subject.handle) if call.subject.exists else ""
         warnings = ["it runs: the new definition counts from its next boot"] if _runs(call.subject) else []
         step = "create it transient and boot it" if self.boots else "define it"
-        return Plan(state=self.state(call, parameters), steps=[step], diff=_diff(now, wanted), warnings=warnings)
+        return Plan(state=self.state(call, parameters), steps=[step], diff=unified(now, wanted), warnings=warnings)
 
     def act(self, call: Call, parameters: P) -> None:
         xml = self.xml(call, parameters, host_type(call.session))
         _prepare_console(call.folders, xml)
         connection = call.session.connection
         if self.boots:
-            flags = libvirt.VIR_DOMAIN_START_PAUSED if self._paused(parameters) else 0
-            flags |= libvirt.VIR_DOMAIN_START_VALIDATE if self._validates() else 0
-            made = connection.createXML(xml, flags)
+            paused = libvirt.VIR_DOMAIN_START_PAUSED if self._paused(parameters) else 0
+            made = connection.createXML(xml, libvirt.VIR_DOMAIN_START_VALIDATE | paused)
         else:
-            flags = libvirt.VIR_DOMAIN_DEFINE_VALIDATE if self._validates() else 0
-            made = connection.defineXMLFlags(xml, flags) if flags else connection.defineXML(xml)
+            made = connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
         call.details["uuid"] = made.UUIDString()
         if self.boots:
             call.details["id"] = made.ID()
@@ -107,6 +106,9 @@ class DefinesDomain(Operation[P]):
 
     def after(self, call: Call, parameters: P) -> State:
         return domain_state(call.session.connection.lookupByUUIDString(call.details["uuid"]))
+
+    def aftermath(self, session: Session, folders: Folders, begun: Mapping[str, JsonValue]) -> str:
+        return interrupted(session, begun)
 
 
 class DefineParameters(GuestFields):
@@ -159,12 +161,9 @@ class CreateXmlParameters(Parameters):
 
 
 class _DefinesXml(DefinesDomain[P]):
-    """From outside XML: the right of administrators, through the allow-list, validated by libvirt's schema."""
+    """From outside XML: the right of administrators, through the allow-list."""
 
     role = Role.ADMIN
-
-    def _validates(self) -> bool:
-        return True
 
     def identity(self, parameters: P) -> tuple[str, str | None]:
         # The first look, before the allow-list knows the folders: only for the name and UUID.
@@ -217,116 +216,8 @@ class Compare(DomainOperation[NoParameters]):
         if not (handle.isActive() and handle.isPersistent()):
             what = "is not running" if not handle.isActive() else "is transient"
             raise RefusedError(f"domain {call.subject.name} {what}: there are no two to compare", next_step="see xml")
-        diff = _diff(*comparable_pair(handle.XMLDesc(0), _inactive_xml(handle)), "running", "next boot")
+        diff = unified(*comparable_pair(handle.XMLDesc(0), inactive_xml(handle)), "running", "next boot")
         return {"differs": bool(diff), "diff": diff}
-
-
-class MakePersistent(DomainOperation[NoParameters]):
-    verb = "make-persistent"
-    area = "definition"
-    summary = "Defines a running transient domain, so that it outlives its stop."
-
-    def plan(self, call: Call, parameters: NoParameters) -> Plan:
-        handle = call.subject.handle
-        return Plan(
-            state=domain_state(handle), steps=["define its running configuration"],
-            nothing_to_do=bool(handle.isPersistent()),
-        )  # fmt: skip
-
-    def act(self, call: Call, parameters: NoParameters) -> None:
-        # Its own XML goes back to where it came from, with its secrets; it is shown to nobody.
-        flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE
-        call.session.connection.defineXML(call.subject.handle.XMLDesc(flags))
-
-
-class UndefineParameters(Parameters):
-    while_running: bool = Field(default=False, description="Let a running one become transient.")
-    managed_save: bool = Field(default=False, description="Remove its managed save image too.")
-    snapshots: bool = Field(default=False, description="Remove its snapshots' metadata too.")
-    nvram: bool = Field(default=False, description="Remove its UEFI variables too.")
-
-
-class Undefine(DomainOperation[UndefineParameters]):
-    verb = "undefine"
-    area = "definition"
-    summary = "Removes a domain's definition; its companions only where each is named."
-    parameters = UndefineParameters
-    destructive = True
-
-    def check(self, call: Call, parameters: UndefineParameters) -> None:
-        handle, name = call.subject.handle, call.subject.name
-        if not handle.isPersistent():
-            raise RefusedError(f"domain {name} is transient: it has no definition", next_step="destroy it")
-        if handle.isActive() and not parameters.while_running:
-            raise RefusedError(
-                f"domain {name} is {live_state(handle)}", next_step="stop it first, or give --while-running"
-            )
-        for what, there, flag in (
-            ("a managed save image", domain_state(handle).get("managed_save"), parameters.managed_save),
-            ("snapshots", _snapshots(handle), parameters.snapshots),
-        ):
-            if there and not flag:
-                word = "managed-save" if "save" in what else "snapshots"
-                raise RefusedError(f"domain {name} has {what}", next_step=f"give --{word} to remove it too")
-
-    def plan(self, call: Call, parameters: UndefineParameters) -> Plan:
-        handle = call.subject.handle
-        state = domain_state(handle)
-        lost = ["its definition"]
-        lost += ["the guest's memory in its managed save"] if state.get("managed_save") else []
-        lost += [f"{_snapshots(handle)} snapshots' metadata"] if _snapshots(handle) else []
-        lost += ["its UEFI variables"] if parameters.nvram else []
-        return Plan(state=state, steps=["undefine it"], diff=_diff(_inactive_xml(handle), ""), lost=lost)
-
-    def act(self, call: Call, parameters: UndefineParameters) -> None:
-        flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE if parameters.managed_save else 0
-        flags |= libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA if parameters.snapshots else 0
-        flags |= libvirt.VIR_DOMAIN_UNDEFINE_NVRAM if parameters.nvram else 0
-        call.subject.handle.undefineFlags(flags)
-
-
-class RenameParameters(Parameters):
-    new_name: DomainName = Field(description="The name it is to have.")
-
-
-class Rename(DomainOperation[RenameParameters]):
-    verb = "rename"
-    area = "definition"
-    summary = "Gives a domain that is not running another name."
-    parameters = RenameParameters
-
-    def check(self, call: Call, parameters: RenameParameters) -> None:
-        if call.subject.name == parameters.new_name:
-            return
-        if not is_state(call.subject.handle, "shutoff"):
-            raise RefusedError(f"domain {call.subject.name} is running", next_step="shut it down first")
-        if _existing(call.session, parameters.new_name, None) is not None:
-            raise RefusedError(f"there is a domain {parameters.new_name} already", next_step="choose another name")
-
-    def plan(self, call: Call, parameters: RenameParameters) -> Plan:
-        return Plan(
-            state=domain_state(call.subject.handle),
-            steps=[f"rename {call.subject.name} to {parameters.new_name}"],
-            nothing_to_do=call.subject.name == parameters.new_name,
-        )
-
-    def act(self, call: Call, parameters: RenameParameters) -> None:
-        call.subject.handle.rename(parameters.new_name, 0)
-
-    def after(self, call: Call, parameters: RenameParameters) -> State:
-        return domain_state(call.session.connection.lookupByUUIDString(call.subject.uuid))
-
-
-def _existing(session: Session, name: str, uuid: str | None) -> Any:
-    connection = session.connection
-    for look, word in ((connection.lookupByUUIDString, uuid), (connection.lookupByName, name)):
-        if word:
-            try:
-                return look(word)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
-                    raise
-    return None
 
 
 def _named_in(xml: str) -> tuple[str, str | None]:
@@ -351,22 +242,6 @@ def _runs(subject: Subject) -> bool:
     return subject.exists and bool(subject.handle.isActive())
 
 
-def _inactive_xml(handle: Any) -> str:
-    return str(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-
-
-def _diff(now: str, wanted: str, was: str = "now", then: str = "then") -> str:
-    lines = difflib.unified_diff(now.splitlines(), wanted.splitlines(), was, then, lineterm="")
-    return "\n".join(lines)
-
-
-def _snapshots(handle: Any) -> int:
-    try:
-        return int(handle.snapshotNum())
-    except libvirt.libvirtError:
-        return 0
-
-
 OPERATIONS: tuple[Operation[Any], ...] = (
-    Define(), Create(), DefineXml(), CreateXml(), Compare(), MakePersistent(), Undefine(), Rename()
+    Define(), Create(), DefineXml(), CreateXml(), Compare(), *definition_changes.OPERATIONS
 )  # fmt: skip

@@ -7,15 +7,17 @@ import difflib
 import os
 import time
 import uuid as uuids
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import libvirt
+from pydantic import JsonValue
 
 from collectors.domain import reason_name, state_name
 from exporter.control.connection import Session
 from exporter.control.errors import InvalidError, NotFoundError, RefusedError
+from exporter.control.folders import Folders
 from exporter.control.operation import Call, Operation, Parameters, State, Subject
 
 P = TypeVar("P", bound=Parameters)
@@ -35,6 +37,23 @@ class DomainOperation(Operation[P]):
 
     def state(self, call: Call, parameters: P) -> State:
         return domain_state(call.subject.handle)
+
+    def aftermath(self, session: Session, folders: Folders, begun: Mapping[str, JsonValue]) -> str:
+        return interrupted(session, begun)
+
+
+def interrupted(session: Session, begun: Mapping[str, JsonValue]) -> str:
+    """What a trail says of an act on a domain that a crash cut off: what the domain is now."""
+    subject = begun.get("subject")
+    uuid = subject.get("uuid") if isinstance(subject, dict) else None
+    now = "not there"
+    try:
+        state = domain_state(session.connection.lookupByUUIDString(str(uuid)))
+        now = f"{state['state']} ({state['reason']})" if "reason" in state else str(state["state"])
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in _MISSING:
+            raise
+    return f"interrupted; the domain is {now} now; whether it was done is unknown; it is not repeated"
 
 
 def find_domain(session: Session, reference: str) -> Subject:
@@ -80,6 +99,19 @@ def _matches(connection: Any, reference: str) -> Iterator[Any]:
         except libvirt.libvirtError as error:
             if error.get_error_code() not in _MISSING:
                 raise
+
+
+def existing_domain(session: Session, name: str, uuid: str | None) -> Any:
+    """The domain of that UUID, else of that name; None where there is none."""
+    connection = session.connection
+    for look, word in ((connection.lookupByUUIDString, uuid), (connection.lookupByName, name)):
+        if word:
+            try:
+                return look(word)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                    raise
+    return None
 
 
 def subject_of(handle: Any) -> Subject:

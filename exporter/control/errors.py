@@ -16,6 +16,8 @@ Each holds libvirt's own code and message where there is one, and a next step. T
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -175,6 +177,11 @@ _KINDS: dict[int, tuple[type[ControlError], str]] = {
     libvirt.VIR_ERR_INVALID_CONN: (UnreachableError, "check that libvirtd runs"),
 }
 """libvirt's codes as measured on libvirt 9.0; what is not here is a plain ControlError."""
+_NEXT_STEPS: dict[tuple[int, int], str] = {
+    (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_FROM_NETWORK): "start the network with 'network start'",
+    (libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_STORAGE): "bring the file back, or change the definition",
+}
+"""By code and the part of libvirt that it comes from, where that tells more than the code."""
 
 
 def from_libvirt(error: libvirt.libvirtError, doing: str) -> ControlError:
@@ -192,4 +199,7 @@ def from_libvirt(error: libvirt.libvirtError, doing: str) -> ControlError:
             outcome_unknown=code != libvirt.VIR_ERR_SYSTEM_ERROR,
         )
     kind, next_step = _KINDS.get(code or 0, (ControlError, "see libvirt's message, and the log of libvirtd"))
+    next_step = _NEXT_STEPS.get((code or 0, error.get_error_domain() or 0), next_step)
+    if os.strerror(errno.ENOSPC) in message:
+        next_step = "make room, and ask again"
     return kind(f"{doing} failed", next_step=next_step, libvirt_code=code, libvirt_message=message)

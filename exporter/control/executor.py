@@ -78,8 +78,7 @@ class Executor:
         started_s = time.monotonic()
         session = _Lease(self._sessions)
         try:
-            with _mapped(f"{operation.name}: looking for {reference!r}" if reference else operation.name):
-                subject = operation.find(session.session, reference, parameters)
+            subject = _found(operation, session, reference, parameters)
             seconds = request.deadline_s or operation.time_needed_s(parameters)
             if operation.reads or request.dry_run:
                 result = self._look(operation, self._call(session, subject, seconds, request), parameters, request)
@@ -89,6 +88,23 @@ class Executor:
             session.end()
         result.elapsed_s = round(time.monotonic() - started_s, 3)
         return result
+
+    def find(self, operation: AnyOperation, reference: str | None, parameters: Parameters) -> Subject:
+        """What the operation would act on, on a connection that no running act has. Raises ControlError."""
+        session = _Lease(self._sessions)
+        try:
+            return _found(operation, session, reference, parameters)
+        finally:
+            session.end()
+
+    def libvirt_version(self) -> int:
+        """libvirt's version, asked of the daemon on a connection that no running act has. Raises ControlError."""
+        session = _Lease(self._sessions)
+        try:
+            with _mapped("asking libvirt for its version"):
+                return int(session.session.connection.getLibVersion())
+        finally:
+            session.end()
 
     def explain_left_open(self, operations: Mapping[str, AnyOperation]) -> list[dict[str, JsonValue]]:
         """Writes an `interrupted` record for every act a dead process left open, and returns them.
@@ -332,6 +348,11 @@ class _Run:
     def _intend(self, facts: Mapping[str, JsonValue]) -> None:
         self._open.update(facts)
         self._lock.open_act(self._open)
+
+
+def _found(operation: AnyOperation, session: _Lease, reference: str | None, parameters: Parameters) -> Subject:
+    with _mapped(f"{operation.name}: looking for {reference!r}" if reference else operation.name):
+        return operation.find(session.session, reference, parameters)
 
 
 def _confirm(operation: AnyOperation, subject: Subject, request: Request) -> None:

@@ -93,6 +93,9 @@ class GuestFields(Parameters):
         default=None, description="The CPU the guest sees; the hypervisor's own choice where not given."
     )
     firmware: Literal["bios", "efi"] = Field(default="bios", description="What the guest boots with.")
+    secure_boot: bool | None = Field(
+        default=None, description="UEFI boots only what is signed; the host's own choice where not given."
+    )
     boot: tuple[Literal["hd", "cdrom", "network"], ...] = Field(
         default=(), max_length=3, description="Boot order; by default what the guest has: disk, CD-ROM, network."
     )
@@ -116,6 +119,8 @@ class GuestFields(Parameters):
     def _fits_together(self) -> Self:
         if (self.initrd or self.cmdline) and not self.kernel:
             raise ValueError("an initrd or command line needs a kernel; give --kernel")
+        if self.secure_boot is not None and self.firmware != "efi":
+            raise ValueError("secure boot is UEFI's; give --firmware efi, or leave it out")
         if self.bootloader and self.kernel:
             raise ValueError("both a bootloader and a kernel are given; choose one")
         if len(set(self.boot)) != len(self.boot):

@@ -68,6 +68,8 @@ def _boot(fields: GuestFields, folders: Folders) -> Element:
     boot = Element("os")
     if fields.firmware == "efi":
         boot.set("firmware", "efi")
+        if fields.secure_boot is not None:
+            boot.append(_secure_boot("yes" if fields.secure_boot else "no"))
     kind = _text(boot, "type", "hvm")
     if fields.machine:
         kind.set("machine", fields.machine)
@@ -80,6 +82,14 @@ def _boot(fields: GuestFields, folders: Folders) -> Element:
     for device in fields.boot or _natural_order(fields):
         SubElement(boot, "boot", dev=device)
     return boot
+
+
+def _secure_boot(enabled: str) -> Element:
+    """What libvirt is to choose: a firmware that checks signatures, with its keys enrolled, or one that does not."""
+    firmware = Element("firmware")
+    for name in ("secure-boot", "enrolled-keys"):
+        SubElement(firmware, "feature", enabled=enabled, name=name)
+    return firmware
 
 
 def _natural_order(fields: GuestFields) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ _POLL_S = 0.25
 # A holder that is silent for longer is stuck in libvirt; connectivity is worth more than its turn.
 _LOCK_WAIT_S = 10.0
 _RETRY_S = 2.0
+_RETRY_MOST_S = 60.0
 _TRY_FOR_S = 24 * 3600.0
 
 
@@ -96,14 +97,15 @@ def _end(folders: Folders, change: OpenChange, session: Session) -> None:
 
 
 def _undo(folders: Folders, change: OpenChange, session: Session) -> str:
-    give_up_s = time.monotonic() + _TRY_FOR_S
+    give_up_s, pause_s = time.monotonic() + _TRY_FOR_S, _RETRY_S
     while True:
         try:
             undone = roll_back(session, folders, change)
         except (ControlError, libvirt.libvirtError) as error:
-            if time.monotonic() > give_up_s:
+            if time.monotonic() > give_up_s or not folders.state.is_dir():
                 return f"not rolled back: {error}"
-            time.sleep(_RETRY_S)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.2, _RETRY_MOST_S)
             continue
         return "rolled back, since nobody confirmed it in time" if undone else "libvirt had no change open any more"
 

@@ -48,6 +48,8 @@ class Start(DomainOperation[StartParameters]):
                 f"domain {call.subject.name} is started already, and {state}",
                 next_step="resume it" if state == "paused" else "wake it",
             )
+        if parameters.paused and state in UP and state != "paused":
+            raise RefusedError(f"domain {call.subject.name} is started already, and {state}", next_step="suspend it")
 
     def plan(self, call: Call, parameters: StartParameters) -> Plan:
         handle = call.subject.handle
@@ -142,6 +144,31 @@ class Resume(DomainOperation[NoParameters]):
                 " fails",
                 next_step="give the storage room or mend it ('virsh domblkerror' names the disk), then resume again",
             )
+
+    def verify(self, call: Call, parameters: NoParameters) -> None:
+        _wait_for(call, "running", "blocked")
+
+
+class Wake(DomainOperation[NoParameters]):
+    verb = "wake"
+    area = "lifecycle"
+    summary = "Wakes a guest that has put itself to sleep (suspend to RAM)."
+
+    def check(self, call: Call, parameters: NoParameters) -> None:
+        state = live_state(call.subject.handle)
+        if state not in ("pmsuspended", "running", "blocked"):
+            raise RefusedError(
+                f"domain {call.subject.name} is {state} and does not sleep",
+                next_step="resume it" if state == "paused" else "start it",
+            )
+
+    def plan(self, call: Call, parameters: NoParameters) -> Plan:
+        handle = call.subject.handle
+        asleep = is_state(handle, "pmsuspended")
+        return Plan(state=domain_state(handle), steps=["wake it"], nothing_to_do=not asleep)
+
+    def act(self, call: Call, parameters: NoParameters) -> None:
+        call.subject.handle.pMWakeup(0)
 
     def verify(self, call: Call, parameters: NoParameters) -> None:
         _wait_for(call, "running", "blocked")
@@ -290,4 +317,6 @@ def require_room(folder: Path, need_bytes: int, what: str) -> None:
         )
 
 
-OPERATIONS: tuple[Operation[Any], ...] = (Start(), Suspend(), Resume(), Autostart(), CoreDump(), *power.OPERATIONS)
+OPERATIONS: tuple[Operation[Any], ...] = (
+    Start(), Suspend(), Resume(), Wake(), Autostart(), CoreDump(), *power.OPERATIONS
+)  # fmt: skip

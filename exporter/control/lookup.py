@@ -11,6 +11,7 @@ from pydantic import Field, JsonValue
 
 from exporter.control.connection import Session
 from exporter.control.domain import DomainOperation, domain_state, uptime_s
+from exporter.control.domain_devices import domain_devices
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Role, State, Subject
 
 
@@ -59,7 +60,9 @@ class ShowDomain(DomainOperation[NoParameters]):
 
     def state(self, call: Call, parameters: NoParameters) -> State:
         handle = call.subject.handle
-        return {**domain_state(handle), **_sizes(handle), **_job(handle), **_uptime(handle)}
+        return {
+            **domain_state(handle), **_sizes(handle), **_job(handle), **_uptime(handle), **domain_devices(handle)
+        }  # fmt: skip
 
 
 def _sizes(handle: Any) -> State:

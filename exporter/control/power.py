@@ -57,7 +57,7 @@ class Shutdown(DomainOperation[ShutdownParameters]):
         if state in ("paused", "pmsuspended") and not parameters.force:
             raise RefusedError(
                 f"domain {call.subject.name} is {state} and cannot hear a shutdown",
-                next_step="resume it first, or destroy it",
+                next_step=f"{'wake' if state == 'pmsuspended' else 'resume'} it first, or destroy it",
             )
         if parameters.mode == "agent" and state == "running" and not agent_connected(call.subject.handle):
             raise RefusedError(

@@ -136,7 +136,12 @@ class Restore(SavedOperation[RestoreParameters]):
                 f"the disks of {record.domain} moved on since it was saved: {'; '.join(changed)}",
                 next_step="boot the domain instead: its memory no longer fits its disks",
             )
-        checked_image(call.folders, record, lambda done: call.progress(Progress("verifying its SHA-256", done)))
+
+        def told(done: float) -> None:
+            call.deadline.check(f"verifying the image of {record.domain}")
+            call.progress(Progress("verifying its SHA-256", done))
+
+        checked_image(call.folders, record, told)
 
     def plan(self, call: Call, parameters: RestoreParameters) -> Plan:
         record = read_record(call.folders, call.subject.name)
@@ -194,7 +199,8 @@ class Adopt(SavedOperation[NoParameters]):
         return Plan(steps=["record its SHA-256"], nothing_to_do=known)
 
     def act(self, call: Call, parameters: NoParameters) -> None:
-        record_of(call.folders, call.subject.name, call.session.connection, now(), "adopted")
+        record = record_of(call.folders, call.subject.name, call.session.connection, now(), "adopted")
+        call.intent({"domain": record.domain, "uuid": record.uuid})
 
 
 class RemoveSaved(SavedOperation[NoParameters]):
@@ -214,6 +220,9 @@ class RemoveSaved(SavedOperation[NoParameters]):
         return Plan(steps=["remove the image and its record"], lost=["the guest's memory in it"])
 
     def act(self, call: Call, parameters: NoParameters) -> None:
+        if record_file(call.folders, call.subject.name).exists():
+            record = read_record(call.folders, call.subject.name)
+            call.intent({"domain": record.domain, "uuid": record.uuid})
         _remove(call.folders, call.subject.name)
 
 

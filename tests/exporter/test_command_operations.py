@@ -54,6 +54,15 @@ def test_every_operation_is_a_command_with_help(capsys, operation):
         assert option.help, f"{option.name} has no description"
 
 
+def test_the_help_of_many_commands_is_by_area(capsys):
+    assert cli.run(["domain", "--help"]) == 0
+    out = capsys.readouterr().out
+    places = [out.index(part) for part in ("Look:", "  show ", "Start, stop, dump:", "  start ", "Save and restore:")]
+    assert places == sorted(places)
+    for operation in OPERATIONS:
+        assert operation.noun != "domain" or f"  {operation.words[1]} " in out
+
+
 def test_no_two_operations_have_one_name():
     assert len({operation.name for operation in OPERATIONS}) == len(OPERATIONS)
 
@@ -70,7 +79,7 @@ def test_a_list_as_table_json_and_yaml(virtgauge):
     head, row, counts = out.splitlines()
     assert head.split() == ["name", "active", "mac", "type"]
     assert row.split() == ["lan0", "yes", "52:54:00:aa:bb:01", "ethernet"]
-    assert counts.startswith("active 1, inactive 0")
+    assert counts.startswith("active: 1; inactive: 0")
     as_json = json.loads(virtgauge("interface", "list", "--output", "json")[1])
     as_yaml = yaml.safe_load(virtgauge("interface", "list", "-o", "yaml")[1])
     assert as_json["details"] == as_yaml["details"]
@@ -149,12 +158,18 @@ def test_a_person_is_asked_with_the_name_and_what_would_be_lost(flags, answer, s
     assert "undefine of interface lan0 cannot be undone. Go on? [y/N]" in err
 
 
-def test_names_and_commands_are_completed(flags, monkeypatch):
+def test_names_and_commands_are_completed(flags, monkeypatch, tmp_path):
     monkeypatch.setenv("VIRTGAUGE_LIBVIRT_URI", flags[1])
     complete = ShellComplete(cli.build(), {}, "virtgauge", "_VIRTGAUGE_COMPLETE")
     assert {item.value for item in complete.get_completions(["domain"], "")} >= {"list", "show"}
     assert [item.value for item in complete.get_completions(["domain", "show"], "w")] == ["web1"]
     assert [item.value for item in complete.get_completions(["interface", "up"], "")] == ["lan0"]
+    saved = "6695eb01-f6a4-8304-79aa-97f2502e193f-20261122T221500Z-1a2b3c4d"
+    saves = tmp_path / "state/control/saves"
+    saves.mkdir(parents=True)
+    (saves / f"{saved}.img").write_bytes(b"")
+    monkeypatch.setenv("VIRTGAUGE_STATE_DIRECTORY", str(tmp_path / "state"))
+    assert [item.value for item in complete.get_completions(["saved", "restore"], "66")] == [saved]
     assert "--confirm-within" in {item.value for item in complete.get_completions(["interface", "up"], "--conf")}
     monkeypatch.setenv("VIRTGAUGE_LIBVIRT_URI", "nonsense")
     assert complete.get_completions(["domain", "show"], "w") == []

@@ -36,7 +36,7 @@ def deaf(hypervisor: PrivateHypervisor, operator: Operator) -> Iterator[SectorGu
 
 
 def test_states_and_what_they_allow(operator: Operator, deaf: SectorGuest) -> None:
-    for refused in ("reboot", "reset", "suspend", "resume", "core-dump"):
+    for refused in ("reboot", "reset", "suspend", "resume", "wake", "core-dump"):
         with pytest.raises(RefusedError, match="start it"):
             operator(f"domain.{refused}", "deaf")
     assert not operator("domain.destroy", "deaf").changed
@@ -52,6 +52,9 @@ def test_states_and_what_they_allow(operator: Operator, deaf: SectorGuest) -> No
     assert operator("domain.resume", "deaf").after["state"] == "running"
     assert not operator("domain.resume", "deaf").changed
     assert not operator("domain.start", "deaf").changed
+    with pytest.raises(RefusedError, match="suspend it"):
+        operator("domain.start", "deaf", paused=True)
+    assert not operator("domain.wake", "deaf").changed
     eventually(lambda: "UP" in deaf.said(), "the guest's word")
 
     assert operator("domain.suspend", "deaf").after["state"] == "paused"
@@ -63,6 +66,9 @@ def test_states_and_what_they_allow(operator: Operator, deaf: SectorGuest) -> No
 
     shown = operator("domain.show", "deaf").details
     assert shown["uptime_s"] > 0
+    disk, = shown["disks"]
+    assert (disk["target"], disk["bus"], disk["format"], disk["source"]) == ("hda", "ide", "raw", str(deaf.disk))
+    assert not {"interfaces", "agent", "graphics", "snapshots"} & set(shown)
     assert shown["maximum_memory_kib"] == 16384
     counts = operator("domain.list", which="active").details["counts"]
     assert counts["all"] == counts["active"] + counts["inactive"]

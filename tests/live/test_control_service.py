@@ -90,6 +90,26 @@ def test_a_job_is_cancelled_and_the_guest_runs_on(service: ControlService, deaf:
     assert service.ask("GET", f"/api/v1/domains/{deaf.name}")[1]["details"]["state"] == "running"
 
 
+def test_a_service_killed_in_the_middle_of_a_long_operation(service: ControlService, deaf: SectorGuest) -> None:
+    """kill -9: its next start says what is there now, repeats nothing, and the guest is free."""
+    path = f"/api/v1/domains/{deaf.name}"
+    body = {"parameters": {"mode": "acpi", "acpi_timeout_s": 300, "resend_s": 2}}
+    status, _job = service.ask("POST", f"{path}/shutdown", body, Idempotency_Key="k")
+    location = service.headers["location"]
+    assert status == 202
+    service.stop(signal.SIGKILL)
+    service.start()
+    job = service.finished(location)
+    assert (job["state"], job["outcome"]["outcome_unknown"]) == ("interrupted", True)
+    assert service.problem("POST", f"{path}/shutdown", body, Idempotency_Key="k") == (500, "interrupted")
+    trail = Trail(service.state / "control" / "audit.jsonl")
+    begun, told = trail.records()[-2:]
+    assert (begun["event"], told["event"], told["operation"]) == ("begin", "interrupted", "domain.shutdown")
+    assert "the domain is running" in str(told["outcome"])
+    assert service.ask("POST", f"{path}/suspend", {})[1]["after"]["state"] == "paused"
+    trail.verify()
+
+
 def test_both_ways_at_once_end_in_one_state_with_one_trail(service: ControlService, deaf: SectorGuest) -> None:
     def by_api(turn: int) -> int:
         verb = ("suspend", "resume")[turn % 2]

@@ -164,6 +164,21 @@ def test_reboot_and_shutdown_by_the_agent(operator: Operator, guest: GuestConsol
         operator("domain.reboot", NAME, mode="agent")
 
 
+def test_a_guest_that_sleeps_is_woken(operator: Operator, guest: GuestConsole, hypervisor: PrivateHypervisor) -> None:
+    boots = guest.log().count("GUEST READY")
+    operator("domain.start", NAME)
+    eventually(lambda: guest.log().count("GUEST READY") == boots + 1, "the boot", BOOT_S)
+    eventually(lambda: agent_can_be_asked(operator), "the agent's channel")
+    hypervisor.virsh("dompmsuspend", NAME, "mem")
+    eventually(lambda: operator.state(NAME) == "pmsuspended", "the guest's sleep")
+    for asked in ("shutdown", "reboot", "resume", "start", "suspend"):
+        with pytest.raises(RefusedError, match="wake it"):
+            operator(f"domain.{asked}", NAME)
+    woken = operator("domain.wake", NAME).after
+    assert (woken["state"], woken["reason"]) == ("running", "wakeup")
+    assert not operator("domain.wake", NAME).changed
+
+
 def agent_can_be_asked(operator: Operator) -> bool:
     try:
         return operator.dry("domain.shutdown", NAME, mode="agent").dry_run

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from xml.etree import ElementTree
 
+import libvirt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from collectors.connection import start_event_loop
 from exporter.control.connection import Session
 from exporter.control.definition import DefineParameters
 from exporter.control.errors import InvalidError, NotFoundError, RefusedError, UnconfirmedError
@@ -17,6 +19,7 @@ from exporter.control.executor import Actor, Executor, Request
 from exporter.control.folders import Folders
 from exporter.control.guest_xml import guest_xml
 from exporter.control.operations import by_name
+from exporter.control.request_parameters import parse_parameters
 
 OPERATIONS = by_name()
 NODE = """<node><domain type='test'><name>test</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
@@ -167,3 +170,55 @@ def test_what_is_written_is_what_is_read_back(folders, images, name, title, cmdl
     assert root.findtext("os/cmdline") == cmdline
     assert root.find("devices/interface/source").get("network") == network
     assert root.find(".//emulator") is None
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """libvirt's own parser and schema."""
+    start_event_loop()
+    node = tmp_path_factory.mktemp("node") / "node.xml"
+    node.write_text("<node/>")
+    connection = libvirt.open(f"test://{node}")
+    yield connection
+    connection.close()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=hostile, title=hostile, description=hostile, cmdline=hostile, network=hostile,
+       mac=st.integers(0, 2**40 - 1), vcpus=st.integers(1, 64),
+       order=st.permutations(["hd", "cdrom", "network"]))  # fmt: skip
+def test_libvirt_reads_what_is_built_and_nothing_is_lost(
+    judge, folders, images, name, title, description, cmdline, network, mac, vcpus, order
+):
+    address = "52:" + ":".join(f"{mac >> 8 * place & 255:02x}" for place in range(5))
+    fields = {"name": name, "title": title, "description": description, "memory_mib": 8, "vcpus": vcpus,
+              "kernel": f"{images}/vmlinuz", "cmdline": cmdline, "boot": order, "cdrom": f"{images}/boot.iso",
+              "disks": [{"file": f"{images}/b c & 'd' <e>.raw"}],
+              "interfaces": [{"network": network, "mac": address}]}  # fmt: skip
+    try:
+        parameters = DefineParameters.model_validate_json(json.dumps(fields))
+    except ValidationError:
+        return
+    domain = judge.defineXMLFlags(guest_xml(parameters, folders, "test"), libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+    try:
+        theirs = ElementTree.fromstring(domain.XMLDesc(0))
+    finally:
+        domain.undefine()
+    assert (theirs.findtext("name"), theirs.findtext("title"), theirs.findtext("description")) == (
+        name, title, description
+    )  # fmt: skip
+    assert (theirs.findtext("os/cmdline"), theirs.findtext("vcpu")) == (cmdline, str(vcpus))
+    assert [boot.get("dev") for boot in theirs.iterfind("os/boot")] == list(order)
+    assert theirs.find("devices/interface/source").get("network") == network
+    assert theirs.find("devices/interface/mac").get("address") == address
+    assert theirs.find("devices/disk/source").get("file") == f"{images}/b c & 'd' <e>.raw"
+
+
+@pytest.mark.parametrize("field", ["name", "title", "description", "cmdline", "machine", "uuid", "cdrom"])
+def test_ten_megabytes_are_refused_in_one_short_line(control, field):
+    document = {"name": "x", "memory_mib": 8, "kernel": "/x", field: "<&'\"" * (10 << 18)}
+    with pytest.raises(InvalidError) as caught:
+        parse_parameters(OPERATIONS["domain.define"], document)
+    assert field in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)

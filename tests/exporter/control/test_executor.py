@@ -15,7 +15,7 @@ import pytest
 
 from exporter.control import lookup
 from exporter.control.audit import Trail, TrailDamagedError
-from exporter.control.connection import Session
+from exporter.control.connection import Session, SessionPool
 from exporter.control.domain import DomainOperation, find_domain
 from exporter.control.errors import (
     BusyError,
@@ -194,6 +194,16 @@ def test_a_late_answer_keeps_the_lock_and_is_told(executor, folders):
     stuck.let_go.set()
     assert run(executor, Pause(), lock_wait_s=30).changed
     assert events(folders) == ["begin", "unanswered", "refused", "late", "begin", "end"]
+
+
+def test_no_act_takes_the_connection_that_others_look_with():
+    """A call to a hung QEMU holds up the others on its connection."""
+    model = Session("qemu:///system")
+    pool = SessionPool(model)
+    first, second = pool.take(), pool.take()
+    assert len({id(model), id(first), id(second)}) == 3
+    pool.give_back(first)
+    assert pool.take() is first
 
 
 def test_another_process_is_excluded_and_its_death_explained(executor, folders):

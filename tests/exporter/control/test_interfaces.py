@@ -242,7 +242,9 @@ def test_remote_uris(uri, remote):
 
 def test_a_host_elsewhere_is_refused_since_its_change_could_not_be_rolled_back(run, monkeypatch):
     run("list")  # connected already, so that only the URI's words count
-    monkeypatch.setattr(run.executor.session, "uri", "qemu+ssh://elsewhere/system")
+    session = run.executor.session
+    monkeypatch.setattr(session, "another", lambda: session)
+    monkeypatch.setattr(session, "uri", "qemu+ssh://elsewhere/system")
     with pytest.raises(RefusedError, match="run virtgauge on that host"):
         run("up", "lan0")
 
