@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.leaked_secrets import leaks, leaks_below, passwords_below
+from tests.leftover_watchdogs import ended_with_this_process
 
 # The same examples at every run, so that a change is judged by itself and not by luck; on a loaded machine an example
 # may take long.  HYPOTHESIS_PROFILE=random searches anew: do that when you touch what such a test covers.
@@ -38,6 +39,13 @@ def no_secret_in_any_output(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     passwords = passwords_below(folder)
     found = [*(leak for text in _shown for leak in leaks(text, passwords)), *leaks_below(folder, passwords)]
     assert not found, f"secrets in the output: {found}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_watchdog_is_left() -> Iterator[None]:
+    """Those of interface changes that nobody confirmed end with the run, however it ends."""
+    with ended_with_this_process():
+        yield
 
 
 class Golden:

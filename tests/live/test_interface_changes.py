@@ -118,6 +118,45 @@ def test_the_watchdog_survives_the_death_of_everyone_else(writable: Any, tmp_pat
     assert eventually(lambda: "e9" not in names(writable))
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupted_command_leaves_a_change_that_ends_by_itself(writable: Any, tmp_path: Path, times: int) -> None:
+    """Ctrl-C in the middle, or twice: whatever was begun is rolled back in its time, and no watchdog stays."""
+    uri, state = writable.getURI(), tmp_path / "state"
+    words = ("define-ethernet", "--name", "e9", "--confirm-within", "3s")
+    process = subprocess.Popen(command(uri, state, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert eventually(lambda: (state / "control/interface-change.json").exists())
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    process.wait(60)
+    assert eventually(lambda: not watchdogs(state))
+    assert "e9" not in names(writable)
+    assert not (state / "control/interface-change.json").exists()
+
+
+def test_a_killed_test_run_leaves_no_watchdog(writable: Any, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    words = command(writable.getURI(), state, "begin", "--confirm-within", "1h")
+    run = subprocess.Popen([sys.executable, "-c", A_RUN, *words], stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"begun\n"
+    assert watchdogs(state)
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    assert eventually(lambda: not watchdogs(state))
+
+
+A_RUN = """
+import subprocess, sys, threading
+from tests.leftover_watchdogs import ended_with_this_process
+with ended_with_this_process():
+    subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    print("begun", flush=True)
+    threading.Event().wait()
+"""
+
+
 def test_a_killed_watchdog_is_replaced_by_the_next_command(writable: Any, virtgauge: Run, tmp_path: Path) -> None:
     uri, state = writable.getURI(), tmp_path / "state"
     assert virtgauge(uri, "define-ethernet", "--name", "e9", "--confirm-within", "10s")[0] == 0
