@@ -53,9 +53,9 @@ DOMAIN = Dashboard(
                      height=4),
         )),
         Row("Events and jobs", (
-            graph("Events", "Events of the guest by libvirt's name and detail, since the exporter started: each step is "
-                  "one.", "none",
-                  Query("sum by (event, detail) (increase(libvirt_domain_events_total{@domain}[$__rate_interval]))",
+            graph("Events", "How many events the guest had of late, by libvirt's name and detail. Prometheus counts them over the "
+                  "width of a point, so that several at once are told about right.", "none",
+                  Query("round(sum by (event, detail) (increase(libvirt_domain_events_total{@domain}[$__rate_interval])))",
                         "{{event}} {{detail}}"), calcs=("max",), empty="No event"),
             graph("Job: bytes to go", "What a migration, save or dump still has to move; disks' jobs beside it.",
                   "bytes",

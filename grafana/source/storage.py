@@ -68,7 +68,7 @@ STORAGE = Dashboard(
                         "(libvirt_domain_block_stats_capacity_bytes{@domain} > 0)))", DISK), ratio=True,
                   link=guest_link(), empty="No disk"),
             graph("Images that grow fastest", "Bytes a second an image grows on the host, over six hours.", "binBps",
-                  Query(f"topk(10, max by (instance, domain, target_device) ({GROWTH}) > 0)", DISK), link=guest_link(),
+                  Query(f"topk(10, max by (instance, domain, target_device) ({GROWTH}) > 1)", DISK), link=guest_link(),
                   empty="No image grows"),
             listing("Time until an image is full", "At the pace of the last six hours; only images that grow. Full means "
                     "that the image takes as much as the guest's disk is large: count this into the room it lies in.",
@@ -77,7 +77,7 @@ STORAGE = Dashboard(
                           "libvirt_domain_block_stats_physicalsize_bytes{@domain} > 0) / "
                           f"({GROWTH} > 0))", "Full in", "s"),
                     labels={"domain": "Guest", "target_device": "Disk", "instance": "Host"},
-                    links={"domain": guest_link("data.fields")}, width=12, empty="No image grows"),
+                    links={"domain": guest_link("data.fields")}, sort="Full in", rising=True, width=12, empty="No image grows"),
             listing("Largest images", "What each image takes, and what it was promised.",
                     Query("topk(50, max by (instance, domain, target_device) "
                           "(libvirt_domain_block_stats_physicalsize_bytes{@domain}))", "On the host", "bytes"),
