@@ -76,18 +76,19 @@ def of_condition(name: str, case: Case, fired: list[Test]) -> dict[str, list[Tes
 
 
 def week() -> dict[str, list[Test]]:
-    """A disk against its own week, a sample every five minutes: eight days at 4 ms, then 40 ms."""
+    """A disk against its own week, a sample every five minutes: days at 4 ms, then 40 ms."""
     name = 'libvirt_domain_block_write_latency_seconds{job="libvirt",instance="h",domain="web1",target_device="%s"}'
-    before, minutes = "0.004+0x2304", 2304 * 5
     fired = [expected(WEEK, {"job": "libvirt", "instance": "h", "domain": "web1", "target_device": "vda"})]
 
-    def course(after: str, checks: Mapping[int, list[Test]]) -> Test:
-        later = {minutes + at: alerts for at, alerts in checks.items()}
-        return one_test(WEEK, {name % "vda": f"{before} {after}"}, later, "5m")
+    def course(after: str, checks: Mapping[int, list[Test]], days: int = 2) -> Test:
+        before = days * 288
+        later = {5 * before + at: alerts for at, alerts in checks.items()}
+        return one_test(WEEK, {name % "vda": f"0.004+0x{before} {after}"}, later, "5m")
 
     comes_and_goes = " ".join(["0.04 0.04 0.004 0.004 0.004 0.004"] * 8)
-    return {"firing": [course("0.04+0x24 0.004+0x12", {-20: [], 120: fired, 180: []})],
-            "quiet": [one_test(WEEK, {name % "vdb": "0.04+0x2364"}, {minutes: [], minutes + 120: []}, "5m")],
+    slower, ends = "0.04+0x24 0.004+0x12", {-20: [], 120: fired, 180: []}
+    return {"firing": [course(slower, ends), course(slower, ends, days=8)],
+            "quiet": [one_test(WEEK, {name % "vdb": "0.04+0x600"}, {1440: [], 3000: []}, "5m")],
             "flapping": [course(comes_and_goes, {at: [] for at in range(30, 240, 30)}),
                          course("0.04+0x24 0.004 0.004 0.04+0x4 0.004+0x12",
                                 {**dict.fromkeys(range(120, 155, 5), fired), 220: []})]}
