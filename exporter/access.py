@@ -83,8 +83,8 @@ def require_role(request: HTTPConnection, role: Role) -> Principal:
 
 
 def require_domain(request: HTTPConnection, name: str) -> Principal:
-    """The request's principal, if the domain is in its scope; raises Forbidden else."""
-    principal = principal_of(request)
+    """The request's principal, if it may read and the domain is in its scope; raises Forbidden else."""
+    principal = require_role(request, Role.READER)
     if not principal.allows_domain(name):
         raise Forbidden("domain", f"token {principal.name} reaches no domain {name[:100]!r}")
     return principal

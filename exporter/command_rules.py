@@ -1,4 +1,4 @@
-"""`virtgauge control rules check|test|shipped|stop|go|reset` and `control pending list|approve|refuse`."""
+"""`virtgauge control rules check|test|shipped|stop|go|reset` and `control pending list|show|approve|refuse`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +21,7 @@ from exporter.control.errors import InvalidError, NotFoundError
 from exporter.operation_output import render, result_console
 
 if TYPE_CHECKING:
-    from exporter.config import Settings
-    from exporter.control.rules import Rule, RuleFile
-    from exporter.control.webhook import Alert
+    from exporter.control.alert_store import AlertStore, RuleAct
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SHIPPED = Path(__file__).parent / "grafana" / "rules" / "virtgauge.control-rules.yml"
@@ -35,8 +36,8 @@ def build_rules() -> click.Group:
     group.add_command(click.Command(
         "test", callback=_test, help="Say, rule by rule, what the alerts of a webhook would lead to, and why.",
         params=[file, click.Option(["--alert"], required=True, type=click.File("rb"), metavar="FILE",
-                                   help="A webhook's JSON, or one alert's; - is standard input."),
-                *_places("libvirt.uri")]))
+                                   help="A webhook's JSON, one alert's, or a list; - is standard input."),
+                _output(), *_places("libvirt.uri")]))
     group.add_command(click.Command(
         "shipped", callback=_shipped, help="Write the rules that come with virtgauge, all of them off."))
     for word, text in (("stop", "The kill switch: no rule acts from now on."), ("go", "Let the rules act again.")):
@@ -50,11 +51,19 @@ def build_rules() -> click.Group:
 def build_pending() -> click.Group:
     """The group `pending`."""
     group = click.Group("pending", help="Acts of rules that wait for approval.", context_settings=dict(_HELP))
-    group.add_command(click.Command("list", callback=_list, params=_places(), help="Show them."))
+    group.add_command(click.Command("list", callback=_list, params=[_output(), *_places()], help="Show them."))
+    group.add_command(click.Command(
+        "show", callback=_show, params=[click.Argument(["action"], type=int), _output(), *_places()],
+        help="Show one: its alert, what would be done, until when it waits; later, what became of it."))
     for word, text in (("approve", "Let it be done."), ("refuse", "It is not to be done.")):
         group.add_command(click.Command(
             word, callback=_decide(word), params=[click.Argument(["action"], type=int), *_places()], help=text))
     return group
+
+
+def _output() -> click.Option:
+    return click.Option(["--output", "-o"], type=click.Choice(["table", "json", "yaml"]), default="table",
+                        help="How it is shown. [default: table]")  # fmt: skip
 
 
 def _places(*more: str) -> list[click.Parameter]:
@@ -65,7 +74,7 @@ def _places(*more: str) -> list[click.Parameter]:
 
 
 def _check(file: Path) -> None:
-    from exporter.control.rules import load_rules
+    from exporter.control.rule_reading import load_rules
 
     rules = load_rules(file).rules
     by_mode = ", ".join(f"{sum(rule.mode == mode for rule in rules)} {mode}"
@@ -77,77 +86,41 @@ def _shipped() -> None:
     click.echo(SHIPPED.read_text(), nl=False)
 
 
-def _test(file: Path, alert: Any, **values: str | None) -> None:
-    from exporter.control.rules import load_rules
+def _test(file: Path, alert: Any, output: str, **values: str | None) -> None:
+    from exporter.control.rule_forecast import Forecast
+    from exporter.control.rule_reading import load_rules
+    from exporter.control.startup import control_folders
     from exporter.control.webhook import read_webhook
 
-    settings, rules = settings_of(values), load_rules(file)
-    body = alert.read()
-    document = json.loads(body) if body.strip().startswith(b"{") else {}
-    if "labels" in document:
-        body = json.dumps({"alerts": [{"status": "firing", "startsAt": datetime.now(UTC).isoformat(), **document}]})
-    rows = [row for one in read_webhook(body) for row in _rows(settings, rules, one)]
-    render({"details": {"rows": rows}}, "table", result_console(sys.stdout, sys.stdout.isatty()))
-
-
-def _rows(settings: Settings, file: RuleFile, alert: Alert) -> list[dict[str, Any]]:
-    from exporter.control.errors import ControlError
-
-    elsewhere = [str(m) for m in file.here if not m.matches(alert.labels)]
-    rows = []
-    for rule in file.rules:
-        missed = [str(m) for m in rule.match if not m.matches(alert.labels)]
-        try:
-            if elsewhere:
-                found = f"not of this host: {elsewhere[0]}"
-            elif missed:
-                found = f"does not match {missed[0]}"
-            elif rule.mode == "off":
-                found = "matches, but is off"
-            else:
-                found = _would(settings, file, rule, alert)
-        except ControlError as error:
-            found = f"does nothing: {error.cause}"
-        rows.append({"alert": alert.name, "status": alert.status, "rule": rule.name, "mode": rule.mode, "what": found})
-    return rows
-
-
-def _would(settings: Settings, file: RuleFile, rule: Rule, alert: Alert) -> str:
-    from exporter.control.alert_store import AlertStore
-    from exporter.control.connection import Session
-    from exporter.control.executor import Actor, Executor, Request
-    from exporter.control.rule_guards import Guards, KillSwitch, find_target
-    from exporter.control.startup import control_folders
-
-    undo = rule.on == "firing" and not alert.is_firing
-    action = rule.undo if undo else rule.action
-    if action is None or (rule.on == "resolved" and alert.is_firing):
-        return f"does nothing: the alert is {alert.status}"
-    folders = control_folders(settings)
-    session = Session(settings.libvirt.uri)
-    store, executor = AlertStore(folders.private(folders.state)), Executor(session, folders)
+    settings = settings_of(values)
+    alerts, rules = read_webhook(_as_webhook(alert.read())), load_rules(file)
+    forecast = Forecast(settings.libvirt.uri, control_folders(settings), rules)
     try:
-        target = find_target(session, alert)
-        now = datetime.now().astimezone()
-        against = Guards(store, KillSwitch(folders.state), session).reason_against(
-            file, rule, alert, target, now.timestamp(), now, resolved=not alert.is_firing)  # fmt: skip
-        if against is not None:
-            return f"does nothing ({against[0]}): {against[1]}"
-        parameters = action.resolved(alert.labels)
-        assert parameters is not None
-        request = Request(Actor("rules test", "command line"), dry_run=True)
-        plan = executor.run(action.declared, target.uuid, parameters, request).plan
-        steps = "; ".join(plan.steps) if plan is not None and not plan.nothing_to_do else "nothing to do"
-        does = {"dry-run": "would only tell", "approve": "would ask for approval", "enforce": "would do"}[rule.mode]
-        return f"{does}: {action.operation} of {target.name}: {steps}"
+        rows = [asdict(found) for one in alerts for found in forecast.of(one)]
     finally:
-        store.close()
-        executor.close()
+        forecast.close()
+    render({"details": {"rows": rows}}, output, result_console(sys.stdout, sys.stdout.isatty()))
+
+
+def _as_webhook(body: bytes) -> bytes:
+    """One alert, or a list of them as Alertmanager's API has it, as a webhook has it; what they lack is filled in."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return body
+    if isinstance(document, dict) and "labels" in document:
+        document = [document]
+    if not isinstance(document, list):
+        return body
+    filled = {"status": "firing", "startsAt": datetime.now(UTC).isoformat()}
+    alerts = [{**filled, **one, **({} if isinstance(one.get("status"), str) else {"status": "firing"})}
+              if isinstance(one, dict) else one for one in document]  # fmt: skip
+    return json.dumps({"alerts": alerts}).encode()
 
 
 def _switch(word: str) -> Any:
     def run(**values: str | None) -> None:
-        from exporter.control.rule_guards import KillSwitch
+        from exporter.control.kill_switch import KillSwitch
 
         folder, trail = _control(values)
         KillSwitch(folder).turn(word == "stop", _person())
@@ -158,48 +131,67 @@ def _switch(word: str) -> Any:
 
 
 def _reset(rule: str, **values: str | None) -> None:
+    with _store(values) as (store, trail):
+        if rule not in store.failures():
+            raise NotFoundError(f"rule {rule!r} has not failed", next_step="see 'control audit'")
+        store.close_breaker(rule)
+        trail.append("rule-reset", {"rule": rule, "actor": _person(), "way": "command line"})
+    click.echo(f"rule {rule} may act again")
+
+
+def _list(output: str, **values: str | None) -> None:
+    with _store(values) as (store, _):
+        rows = [{"action": act.id, "rule": act.rule, "domain": act.domain, "alert": act.alert.name, "would": act.told,
+                 "waits_s": round(time.time() - act.made_s), "expires": _moment(act.due_s)}
+                for act in store.in_state("pending")]  # fmt: skip
+    render({"details": {"rows": rows}}, output, result_console(sys.stdout, sys.stdout.isatty()))
+
+
+def _show(action: int, output: str, **values: str | None) -> None:
+    with _store(values) as (store, _):
+        details = _shown(store.get(action))
+    render({"details": details}, output, result_console(sys.stdout, sys.stdout.isatty()))
+
+
+def _shown(act: RuleAct) -> dict[str, Any]:
+    pending = act.state == "pending"
+    shown = {
+        "action": act.id, "rule": act.rule, "state": act.state, "would" if pending else "outcome": act.told,
+        "domain": act.domain, "uuid": act.uuid, "alert": act.alert.name, "labels": dict(act.alert.labels),
+        "firing_since": act.starts_at, "asked": _moment(act.made_s),
+        ("expires" if pending else "changed"): _moment(act.due_s if pending else act.changed_s), "decided_by": act.by,
+    }  # fmt: skip
+    return {name: value for name, value in shown.items() if value != ""}
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+
+
+def _decide(word: str) -> Any:
+    def run(action: int, **values: str | None) -> None:
+        from exporter.control.rule_api import decision_facts
+
+        done = {"approve": "approved", "refuse": "refused"}[word]
+        with _store(values) as (store, trail):
+            act = store.decide(action, done, _person(), time.time())
+            trail.append(f"rule-{done}", decision_facts(act, _person(), "command line"))
+        click.echo(f"action {action}: {act.rule} on {act.domain} is {done}")
+
+    return run
+
+
+@contextmanager
+def _store(values: dict[str, str | None]) -> Iterator[tuple[AlertStore, Any]]:
+    """The service's store of alerts, and its trail."""
     from exporter.control.alert_store import AlertStore
 
     folder, trail = _control(values)
     store = AlertStore(folder)
     try:
-        if rule not in store.failures():
-            raise NotFoundError(f"rule {rule!r} has not failed", next_step="see 'control audit'")
-        store.close_breaker(rule)
+        yield store, trail
     finally:
         store.close()
-    trail.append("rule-reset", {"rule": rule, "actor": _person(), "way": "command line"})
-    click.echo(f"rule {rule} may act again")
-
-
-def _list(**values: str | None) -> None:
-    from exporter.control.alert_store import AlertStore
-
-    store = AlertStore(_control(values)[0])
-    try:
-        rows = [{"action": act.id, "rule": act.rule, "domain": act.domain, "alert": act.alert.name,
-                 "waits_s": round(time.time() - act.made_s)} for act in store.in_state("pending")]  # fmt: skip
-    finally:
-        store.close()
-    render({"details": {"rows": rows}}, "table", result_console(sys.stdout, sys.stdout.isatty()))
-
-
-def _decide(word: str) -> Any:
-    def run(action: int, **values: str | None) -> None:
-        from exporter.control.alert_store import AlertStore
-        from exporter.control.rule_api import decision_facts
-
-        folder, trail = _control(values)
-        store = AlertStore(folder)
-        try:
-            done = {"approve": "approved", "refuse": "refused"}[word]
-            act = store.decide(action, done, _person(), time.time())
-        finally:
-            store.close()
-        trail.append(f"rule-{done}", decision_facts(act, _person(), "command line"))
-        click.echo(f"action {action}: {act.rule} on {act.domain} is {done}")
-
-    return run
 
 
 def _control(values: dict[str, str | None]) -> tuple[Path, Any]:

@@ -71,7 +71,8 @@ def _create(path_of: _PathOf) -> click.Command:
         params=[
             click.Argument(["name"]),
             click.Option(["--role"], metavar="ROLE", required=True,
-                         help="reader sees, operator acts on guests, admin acts on the host."),
+                         help="alerts only sends alerts to rules; reader sees, operator acts on guests, admin acts on "
+                              "the host."),
             click.Option(["--domain"], multiple=True, default=("*",), show_default=True,
                          help="Shell pattern of the domain names it is good for; repeatable."),
             click.Option(["--expires"], default=_DEFAULT_LIFE, show_default=True,

@@ -124,15 +124,12 @@ def _rules(settings: Settings, executor: Executor) -> _Rules | None:
         return None
     file = RulesInForce(path)
     store = AlertStore(executor.folders.private(executor.folders.state))
-    engine = RuleEngine(file, store, executor)
+    engine = RuleEngine(file, store, executor, file_ok=lambda: not file.mistakes)
 
     def told(word: str, facts: dict[str, Any]) -> None:
         executor.trail.append(f"rule-{word}", facts)
 
-    def stop(_number: int, _frame: object) -> None:
-        engine.switch.turn(True, "SIGUSR1")
-
-    signal.signal(signal.SIGUSR1, stop)
+    signal.signal(signal.SIGUSR1, engine.stop_by_signal)
     return _Rules(engine, engine.metrics, rule_routes(engine, store, file, told))
 
 

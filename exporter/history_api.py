@@ -28,7 +28,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from exporter.access import PRINCIPAL, Forbidden, request_id_of, require_domain
+from exporter.access import PRINCIPAL, Forbidden, request_id_of, require_domain, require_role
 from exporter.archive.document_reader import Database, Unsealed
 from exporter.archive.domain_lookup import all_domains
 from exporter.archive.history import MOST_ASKED_POINTS
@@ -41,7 +41,7 @@ from exporter.history_openapi import history_document
 from exporter.nearest import nearest
 from exporter.openapi import OPENAPI_PATH
 from exporter.remote_read import MOST_REQUEST_BYTES, read_request, response
-from exporter.tokens import Principal
+from exporter.tokens import Principal, Role
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +89,8 @@ class HistoryApi:
         """The endpoint with every error as a JSON answer."""
 
         async def answer(request: Request) -> Response:
+            if isinstance(request.scope.get(PRINCIPAL), Principal):
+                require_role(request, Role.READER)
             try:
                 result: Response = await endpoint(request)
                 return result

@@ -48,8 +48,9 @@ _UNKNOWN_SHA256 = "0" * 64
 
 
 class Role(IntEnum):
-    """What a token may do; each role includes the ones below it."""
+    """What a token may do; each role includes the ones below it. ALERTS sends alerts to the rules, and sees nothing."""
 
+    ALERTS = 0
     READER = 1
     OPERATOR = 2
     ADMIN = 3
@@ -62,7 +63,7 @@ class Role(IntEnum):
         try:
             return cls[str(value).upper()] if isinstance(value, str) and value.islower() else cls(-1)
         except (KeyError, ValueError):
-            raise ValueError("is not a role; roles are reader, operator, admin") from None
+            raise ValueError("is not a role; roles are alerts, reader, operator, admin") from None
 
     def __str__(self) -> str:
         return self.name.lower()

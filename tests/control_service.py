@@ -22,7 +22,7 @@ PROGRAM = [sys.executable, "-c", "from exporter.cli import main; main()"]
 
 
 class ControlService:
-    """A control service on a free port with four tokens: reader, operator, admin, and web for domains web*."""
+    """A control service on a free port with five tokens: alerts, reader, operator, admin, and web for domains web*."""
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder = folder
@@ -33,7 +33,7 @@ class ControlService:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.tokens = {role: self.token(role, role, "*") for role in ("reader", "operator", "admin")}
+        self.tokens = {role: self.token(role, role, "*") for role in ("alerts", "reader", "operator", "admin")}
         self.tokens["web"] = self.token("web", "admin", "web*")
         self.headers: Any = {}
         self.tls: ssl.SSLContext | None = None

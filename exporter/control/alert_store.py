@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from exporter.control.errors import NotFoundError, RefusedError, UnreachableError
 from exporter.control.webhook import Alert
 
 OPEN_STATES = ("pending", "approved", "retry", "acting")
-_KEPT_S = 30 * 86400.0
+_KEPT_S = 90 * 86400.0
+MOST_WAITING = 10_000
+"""Alerts in the queue; what comes above it is told to come again, and Alertmanager does."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS alerts (id INTEGER PRIMARY KEY, received_s REAL NOT NULL, alert TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS acts (
@@ -27,6 +30,11 @@ CREATE TABLE IF NOT EXISTS acts (
   changed_s REAL NOT NULL, due_s REAL NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0,
   by TEXT NOT NULL DEFAULT '', told TEXT NOT NULL DEFAULT '',
   UNIQUE (rule, fingerprint, starts_at, phase));
+CREATE INDEX IF NOT EXISTS acts_by_state ON acts (state);
+CREATE INDEX IF NOT EXISTS acts_by_change ON acts (changed_s);
+CREATE TABLE IF NOT EXISTS ways_back (act INTEGER PRIMARY KEY, steps TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS ended (
+  fingerprint TEXT NOT NULL, starts_at TEXT NOT NULL, at_s REAL NOT NULL, PRIMARY KEY (fingerprint, starts_at));
 CREATE TABLE IF NOT EXISTS breakers (rule TEXT PRIMARY KEY, failures INTEGER NOT NULL, is_open INTEGER NOT NULL);
 """
 _COLUMNS = ("id, rule, fingerprint, starts_at, phase, alert, domain, uuid, state, made_s, changed_s, due_s, attempts,"
@@ -35,7 +43,11 @@ _COLUMNS = ("id, rule, fingerprint, starts_at, phase, alert, domain, uuid, state
 
 @dataclass(frozen=True)
 class RuleAct:
-    """One act of a rule. `phase` is do or undo; times are seconds since the epoch; `told` is the outcome in words."""
+    """One act of a rule. `phase` is do or undo; times are seconds since the epoch.
+
+    `due_s` is when it is taken up again, and of a pending one when it expires. `told` is the outcome in words; of a
+    pending one what would be done.
+    """
 
     id: int
     rule: str
@@ -55,15 +67,21 @@ class RuleAct:
 
 
 class AlertStore:
-    """Any thread, any process. Raises UnreachableError where the file cannot be used."""
+    """Any thread, any process. Raises UnreachableError where the file cannot be used.
 
-    def __init__(self, folder: Path) -> None:
+    `make` False is for who only looks: where there is no file, none is made, and nothing is remembered.
+    """
+
+    def __init__(self, folder: Path, *, make: bool = True) -> None:
         self.path = folder / "alerts.db"
         self._lock = threading.Lock()
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._database = sqlite3.connect(self.path, timeout=20, check_same_thread=False, isolation_level=None)
-            self.path.chmod(0o600)
+            if make:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place = self.path if make or self.path.exists() else ":memory:"
+            self._database = sqlite3.connect(place, timeout=20, check_same_thread=False, isolation_level=None)
+            if place == self.path:
+                self.path.chmod(0o600)
             self._database.row_factory = sqlite3.Row
             for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL"):
                 self._database.execute(statement)
@@ -94,9 +112,13 @@ class AlertStore:
     # ---- alerts that wait
 
     def put(self, alerts: list[Alert], now_s: float) -> None:
-        """All of them, safe on the disk when this returns."""
+        """All of them, safe on the disk when this returns. Raises UnreachableError where too many wait already."""
         rows = [(now_s, json.dumps(alert.as_json())) for alert in alerts]
         with self._using() as database:
+            waiting = database.execute("SELECT count(*) FROM alerts").fetchone()[0]
+            if waiting + len(rows) > MOST_WAITING:
+                raise UnreachableError(f"{waiting} alerts wait already, and no more than {MOST_WAITING} are kept",
+                                       next_step="send them again later; see what holds the rules in the log")
             database.executemany("INSERT INTO alerts (received_s, alert) VALUES (?, ?)", rows)
 
     def oldest(self) -> tuple[int, float, Alert] | None:
@@ -114,16 +136,29 @@ class AlertStore:
         with self._using() as database:
             return int(database.execute("SELECT count(*) FROM alerts").fetchone()[0])
 
+    def end(self, alert: Alert, now_s: float) -> None:
+        """This firing of the alert is over: what still says that it fires came late, or is played again."""
+        with self._using() as database:
+            database.execute("INSERT OR IGNORE INTO ended VALUES (?, ?, ?)",
+                             (alert.fingerprint, alert.starts_at, now_s))  # fmt: skip
+
+    def has_ended(self, alert: Alert) -> bool:
+        with self._using() as database:
+            found = database.execute("SELECT 1 FROM ended WHERE fingerprint = ? AND starts_at = ?",
+                                     (alert.fingerprint, alert.starts_at)).fetchone()  # fmt: skip
+        return found is not None
+
     # ---- acts
 
-    def add(self, rule: str, alert: Alert, phase: str, domain: str, uuid: str, state: str, now_s: float) -> int | None:
+    def add(self, rule: str, alert: Alert, phase: str, domain: str, uuid: str, state: str, now_s: float,
+            told: str = "", due_s: float = 0.0) -> int | None:  # fmt: skip
         """The new act's id; None where there is one already for this firing of the alert."""
         with self._using() as database:
             done = database.execute(
                 "INSERT OR IGNORE INTO acts (rule, fingerprint, starts_at, phase, alert, domain, uuid, state, made_s,"
-                " changed_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " changed_s, told, due_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (rule, alert.fingerprint, alert.starts_at, phase, json.dumps(alert.as_json()), domain, uuid, state,
-                 now_s, now_s))  # fmt: skip
+                 now_s, now_s, told[:2000], due_s))  # fmt: skip
             return done.lastrowid if done.rowcount else None
 
     def find(self, rule: str, alert: Alert, phase: str = "do") -> RuleAct | None:
@@ -144,8 +179,16 @@ class AlertStore:
         return self._acts(f"state IN ({', '.join('?' * len(states))}) ORDER BY id", states)
 
     def since(self, since_s: float) -> list[RuleAct]:
-        """Those that were really begun since then: what budgets and cool-downs count."""
-        return self._acts("changed_s >= ? AND state IN ('acting', 'done', 'failed', 'unknown', 'retry')", (since_s,))
+        """Those begun since then, or asked for, or told of: what budgets and cool-downs look at."""
+        states = ("acting", "done", "failed", "unknown", "retry", "pending", "approved", "dry-run")
+        return self._acts(f"changed_s >= ? AND state IN {states}", (since_s,))
+
+    def last_changes(self) -> dict[str, float]:
+        """Rule to the time of the last change of an act that was begun or told of."""
+        with self._using() as database:
+            rows = database.execute("SELECT rule, max(changed_s) FROM acts WHERE state IN ('done', 'failed', 'unknown',"
+                                    " 'dry-run') GROUP BY rule").fetchall()  # fmt: skip
+        return {rule: changed_s for rule, changed_s in rows}
 
     def _acts(self, condition: str, values: tuple[object, ...]) -> list[RuleAct]:
         with self._using() as database:
@@ -160,11 +203,13 @@ class AlertStore:
                 (state, now_s, told[:2000], due_s, more_attempts, number))  # fmt: skip
 
     def decide(self, number: int, state: str, by: str, now_s: float) -> RuleAct:
-        """A person's word on a pending act: approved or refused. Raises NotFoundError, RefusedError."""
-        self.get(number)
+        """A person's word on a pending act: approved or refused. Raises NotFoundError, RefusedError if too late."""
+        act = self.get(number)
+        if act.state == "pending" and act.due_s < now_s:
+            raise RefusedError(f"action {number} has expired", next_step="it comes again when the alert fires anew")
         with self._using() as database:
             done = database.execute(
-                "UPDATE acts SET state = ?, by = ?, changed_s = ? WHERE id = ? AND state = 'pending'",
+                "UPDATE acts SET state = ?, by = ?, changed_s = ?, due_s = 0 WHERE id = ? AND state = 'pending'",
                 (state, by, now_s, number))  # fmt: skip
             decided = done.rowcount
         act = self.get(number)
@@ -172,15 +217,38 @@ class AlertStore:
             raise RefusedError(f"action {number} is {act.state}, and no longer pending", next_step="look at it")
         return act
 
+    def refusals(self) -> list[RuleAct]:
+        """What a person refused since this was asked last."""
+        found = self._acts("state = 'refused' AND told != 'refused'", ())
+        for act in found:
+            self.set_state(act.id, "refused", act.changed_s, "refused")
+        return found
+
     def interrupt(self, now_s: float) -> list[RuleAct]:
         """At a start: what a dead process was doing is unknown from now on; it is not repeated."""
         left = self.in_state("acting")
         for act in left:
             self.set_state(act.id, "unknown", now_s, "the service ended in the middle; it is not repeated")
-        with self._using() as database:
-            database.execute("DELETE FROM acts WHERE changed_s < ? AND state NOT IN ('pending', 'approved', 'retry')",
-                             (now_s - _KEPT_S,))  # fmt: skip
         return left
+
+    def forget_old(self, now_s: float) -> None:
+        """What ended three months ago; an alert that fires for so long may then be acted upon once more."""
+        before_s = now_s - _KEPT_S
+        with self._using() as database:
+            database.execute("DELETE FROM acts WHERE changed_s < ? AND state NOT IN ('pending', 'approved', 'retry',"
+                             " 'acting')", (before_s,))  # fmt: skip
+            database.execute("DELETE FROM ended WHERE at_s < ?", (before_s,))
+            database.execute("DELETE FROM ways_back WHERE act NOT IN (SELECT id FROM acts)")
+
+    def keep_way_back(self, number: int, steps: list[Any]) -> None:
+        """The operations that undo an act, each with `operation` and `parameters`."""
+        with self._using() as database:
+            database.execute("INSERT OR REPLACE INTO ways_back VALUES (?, ?)", (number, json.dumps(steps)))
+
+    def way_back(self, number: int) -> list[Any]:
+        with self._using() as database:
+            row = database.execute("SELECT steps FROM ways_back WHERE act = ?", (number,)).fetchone()
+        return list(json.loads(row[0])) if row else []
 
     # ---- circuit breakers
 
@@ -192,12 +260,13 @@ class AlertStore:
 
     def count_outcome(self, rule: str, failed: bool, limit: int) -> bool:
         """Counts a run; whether its breaker opened by it."""
-        count, was_open = self.failures().get(rule, (0, False))
-        count = count + 1 if failed else 0
-        opened = failed and count >= limit
         with self._using() as database:
+            row = database.execute("SELECT failures, is_open FROM breakers WHERE rule = ?", (rule,)).fetchone()
+            count, was_open = (row[0], bool(row[1])) if row else (0, False)
+            count = count + 1 if failed else 0
+            opened = failed and count >= limit and not was_open
             database.execute("INSERT OR REPLACE INTO breakers VALUES (?, ?, ?)", (rule, count, was_open or opened))
-        return opened and not was_open
+        return opened
 
     def close_breaker(self, rule: str) -> None:
         """A person lets the rule act again."""

@@ -28,8 +28,9 @@ from exporter.errors import UsageError
 from exporter.tokens import Principal, Role
 
 MOST_RECORDS = 1000
-# Not shown as annotations: nobody acted on a guest.
-_NO_ACTS = ("access-refused",)
+# Not shown as annotations: nobody acted on a guest, or the act is there with records of its own. A burst of alerts that
+# a guard held would push the acts out.
+_NO_ACTS = frozenset({"access-refused", "rule-skipped", "rule-resolved", "rule-acts", "rule-acted", "rule-dry-run"})
 Record = dict[str, JsonValue]
 
 

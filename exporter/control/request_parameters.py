@@ -21,7 +21,7 @@ def parse_parameters(operation: Operation[Any], document: Mapping[str, Any]) -> 
         # Through JSON text: only there do strict models read an array as a tuple and a text as an enumeration.
         return operation.parameters.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors(include_url=False)]
+        problems = [parameter_problem(detail) for detail in error.errors(include_url=False)]
         raise InvalidError(
             "; ".join(problems[:10]), next_step=f"correct it; see what {operation.name} takes in its help"
         ) from None
@@ -29,7 +29,8 @@ def parse_parameters(operation: Operation[Any], document: Mapping[str, Any]) -> 
         raise InvalidError("the parameters are nested too deeply", next_step="see the operation's help") from error
 
 
-def _problem(detail: ErrorDetails) -> str:
+def parameter_problem(detail: ErrorDetails) -> str:
+    """One of pydantic's errors in plain words: the field, what it held, the cause."""
     where = ".".join(str(part) for part in detail["loc"])
     cause = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if detail["type"] == "missing":

@@ -25,7 +25,7 @@ def rule_routes(engine: RuleEngine, store: AlertStore, file: Callable[[], RuleFi
     """The routes. `told` writes a person's word to the audit trail, and may wait."""
 
     async def webhook(request: Request) -> Response:
-        _whole_host(require_role(request, Role.OPERATOR))
+        _whole_host(_sender(request))
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise InvalidError("the body is not declared as JSON", next_step="send Content-Type: application/json")
         alerts = read_webhook(await request.body())
@@ -45,12 +45,20 @@ def rule_routes(engine: RuleEngine, store: AlertStore, file: Callable[[], RuleFi
         acts = await asyncio.to_thread(store.in_state, "pending")
         return JSONResponse({"pending": [act_as_json(act) for act in acts if principal.allows_domain(act.domain)]})
 
-    async def decided(request: Request) -> Response:
-        principal = require_role(request, Role.OPERATOR)
-        word = "approved" if request.url.path.endswith("/approve") else "refused"
+    async def shown(request: Request) -> Response:
+        principal = require_role(request, Role.READER)
+        return JSONResponse(act_as_json(await visible(request, principal)))
+
+    async def visible(request: Request, principal: Principal) -> RuleAct:
         act = await asyncio.to_thread(store.get, _number(request))
         if not principal.allows_domain(act.domain):
             raise NotFoundError("there is no such action", next_step="list them with GET /api/v1/pending")
+        return act
+
+    async def decided(request: Request) -> Response:
+        principal = require_role(request, Role.OPERATOR)
+        word = "approved" if request.url.path.endswith("/approve") else "refused"
+        act = await visible(request, principal)
         act = await asyncio.to_thread(store.decide, act.id, word, str(principal), time.time())
         await asyncio.to_thread(told, word, decision_facts(act, str(principal), "api"))
         engine.wake()
@@ -70,16 +78,24 @@ def rule_routes(engine: RuleEngine, store: AlertStore, file: Callable[[], RuleFi
         Route("/api/v1/rules:stop", switch, methods=["POST"]),
         Route("/api/v1/rules:go", switch, methods=["POST"]),
         Route("/api/v1/pending", pending, methods=["GET"]),
+        Route("/api/v1/pending/{id}", shown, methods=["GET"]),
         Route("/api/v1/pending/{id}/approve", decided, methods=["POST"]),
         Route("/api/v1/pending/{id}/refuse", decided, methods=["POST"]),
     ]
 
 
+def _sender(request: Request) -> Principal:
+    """Who may send alerts: a token for nothing else, or one that may act. A reader only looks."""
+    principal = require_role(request, Role.ALERTS)
+    return principal if principal.role is Role.ALERTS else require_role(request, Role.OPERATOR)
+
+
 def act_as_json(act: RuleAct) -> dict[str, Any]:
-    """What a person decides by."""
+    """What a person decides by. `told` is what would be done, later the outcome."""
+    expiry = {"expires_s": act.due_s} if act.state == "pending" else {}
     return {"id": act.id, "rule": act.rule, "state": act.state, "phase": act.phase, "domain": act.domain,
             "uuid": act.uuid, "alert": act.alert.as_json(), "made_s": act.made_s, "by": act.by,
-            "told": act.told}  # fmt: skip
+            "told": act.told, **expiry}  # fmt: skip
 
 
 def decision_facts(act: RuleAct, actor: str, way: str) -> dict[str, Any]:

@@ -11,47 +11,65 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
-
-from pydantic import JsonValue
 
 from exporter.control.alert_store import AlertStore, RuleAct
+from exporter.control.alerted_guest import AlertedGuest, find_target
 from exporter.control.errors import BusyError, ControlError, UnreachableError
-from exporter.control.executor import Actor, Executor, Request
-from exporter.control.rule_guards import AlertedGuest, Guards, KillSwitch, find_target
+from exporter.control.executor import Executor
+from exporter.control.kill_switch import KillSwitch
+from exporter.control.locks import Locks, SubjectLock
+from exporter.control.rule_acting import BUSY_AGAIN_S, Acting
+from exporter.control.rule_guards import Case, Guards
 from exporter.control.rule_metrics import RuleMetrics
+from exporter.control.rule_trail import RuleTrail
 from exporter.control.rule_turns import Turns
-from exporter.control.rules import Action, Rule, RuleFile
+from exporter.control.rules import Rule, RuleFile
 from exporter.control.webhook import Alert
 
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
-_BUSY_AGAIN_S = 5.0
 _TURN_AGAIN_S = 0.5
+_PREDECESSOR_S = 5.0
+"""How long a service that is ending may keep the rules of the folder from its successor."""
+_FORGET_EVERY_S = 6 * 3600.0
 
 
 class RuleEngine:
-    """`start` and `stop` from one thread; `receive` and `wake` from any. `file` gives the rules now."""
+    """`start` and `stop` from one thread; `receive` and `wake` from any. `file` gives the rules now, `file_ok` whether
+    they are those of the file as it is now.
+    """
 
     def __init__(self, file: Callable[[], RuleFile], store: AlertStore, executor: Executor,
-                 clock: Callable[[], float] = time.time) -> None:  # fmt: skip
+                 clock: Callable[[], float] = time.time,
+                 file_ok: Callable[[], bool] = lambda: True) -> None:  # fmt: skip
         self._file = file
         self._store = store
         self._executor = executor
         self._clock = clock
         self.switch = KillSwitch(executor.folders.private(executor.folders.state))
-        self.metrics = RuleMetrics(store, file, self.switch.is_on)
+        self.metrics = RuleMetrics(store, file, self.switch.is_on, file_ok)
+        self._trail = RuleTrail(executor.trail)
         self._guards = Guards(store, self.switch, executor.session)
+        self._acting = Acting(store, executor, self._trail, self.metrics, clock)
         self._turns = Turns()
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        self._forget_at_s = 0.0
+        self._at: RuleAct | None = None
+        """The act that is looked at."""
+        self._sole: SubjectLock | None = None
         self._thread = threading.Thread(target=self._run, name="rules", daemon=True)
 
     def start(self) -> None:
-        """Tells the trail of acts that a dead process left, and begins."""
+        """Tells the trail of acts that a dead process left, and begins. Raises BusyError where another service does."""
+        try:
+            self._sole = Locks(self._executor.folders).acquire("rules", "the rules", _PREDECESSOR_S)
+        except BusyError as error:
+            raise BusyError(f"another control service works on the rules of {self._executor.folders.state}",
+                            next_step="stop it, or set another --state.directory") from error  # fmt: skip
         for act in self._store.interrupt(self._clock()):
-            self._tell("interrupted", act.rule, act.alert, act.domain, act.uuid,
-                       outcome="unknown: the service ended in the middle; it is not repeated")  # fmt: skip
+            self._trail.tell_of(act, "interrupted",
+                                outcome="unknown: the service ended in the middle; it is not repeated")  # fmt: skip
             self.metrics.ran(act.rule, "unknown")
         self._thread.start()
 
@@ -62,6 +80,8 @@ class RuleEngine:
         self._wake.set()
         self._thread.join(timeout_s)
         self._turns.end(end_s - time.monotonic())
+        if self._sole is not None:
+            self._sole.release()
 
     def receive(self, alerts: list[Alert]) -> None:
         """Keeps them on the disk; they are judged later. Raises UnreachableError."""
@@ -74,26 +94,59 @@ class RuleEngine:
         """There may be something to do: a person decided."""
         self._wake.set()
 
+    def stop_by_signal(self, _number: int, _frame: object) -> None:
+        """The kill switch as a signal's handler: the file at once, the audit trail's record from a thread."""
+        def tell() -> None:
+            try:
+                self.switch.turn(True, "SIGUSR1")
+                self._executor.trail.append("rule-stopped", {"actor": "SIGUSR1", "way": "signal"})
+            except ControlError as error:
+                _log.error("the kill switch holds only until the service ends", extra={"cause": str(error)})
+
+        self.switch.hold()
+        threading.Thread(target=tell, name="kill-switch", daemon=True).start()
+
     def _run(self) -> None:
         while not self._stopping.is_set():
-            try:
-                busy = self._one_alert() or self._one_act()
-            except ControlError as error:
-                _log.error("a rule could not go on; it is tried again", extra={"cause": str(error)})
-                busy = False
-                self._stopping.wait(1.0)
-            except Exception:  # noqa: BLE001 - a defect in one alert must not end the rules
-                _log.exception("an alert could not be judged; it is left out")
-                self._drop_oldest()
-                busy = True
+            busy = self._try(self._one_alert, self._drop_oldest) or self._try(self._one_act, self._drop_act)
+            if self._clock() >= self._forget_at_s:
+                self._try(self._forget_old, lambda: None)
             if not busy:
                 self._wake.wait(_LOOK_EVERY_S)
                 self._wake.clear()
 
+    def _try(self, work: Callable[[], bool], drop: Callable[[], None]) -> bool:
+        """Whether there was something to do. What fails for want of libvirt or room is tried again; a defect is not."""
+        try:
+            return work()
+        except ControlError as error:
+            _log.error("a rule could not go on; it is tried again", extra={"cause": str(error)})
+        except Exception:  # noqa: BLE001 - a defect in one alert must not end the rules
+            _log.exception("an alert or an act could not be judged; it is left out")
+            try:
+                drop()
+            except ControlError as error:
+                _log.error("nor could it be left out", extra={"cause": str(error)})
+        self._stopping.wait(1.0)
+        return False
+
+    def _forget_old(self) -> bool:
+        self._forget_at_s = self._clock() + _FORGET_EVERY_S
+        self._store.forget_old(self._clock())
+        return False
+
     def _drop_oldest(self) -> None:
         waiting = self._store.oldest()
         if waiting is not None:
+            self.metrics.skipped("", "defect")
             self._store.taken(waiting[0])
+
+    def _drop_act(self) -> None:
+        if self._at is not None:
+            self._end(self._at, "failed", "a defect in virtgauge; see the log")
+            self.metrics.ran(self._at.rule, "failed")
+
+    # ---- alerts
 
     def _one_alert(self) -> bool:
         waiting = self._store.oldest()
@@ -101,15 +154,20 @@ class RuleEngine:
             return False
         number, received_s, alert = waiting
         file = self._file()
-        if all(matcher.matches(alert.labels) for matcher in file.here):
-            for rule in file.rules:
-                if rule.mode != "off" and rule.matches(alert.labels):
+        rules = [rule for rule in file.rules if rule.matches(alert.labels)]
+        if rules and all(matcher.matches(alert.labels) for matcher in file.here):
+            if not alert.is_firing:
+                self._store.end(alert, self._clock())
+            for rule in rules:
+                if rule.mode != "off":
                     self._judge(file, rule, alert, received_s)
+                    self.metrics.matched(rule.name)
+                elif not alert.is_firing:
+                    self._left_as_it_is(rule, alert)
         self._store.taken(number)
         return True
 
     def _judge(self, file: RuleFile, rule: Rule, alert: Alert, received_s: float) -> None:
-        self.metrics.matched(rule.name)
         if rule.on == "firing" and not alert.is_firing:
             self._resolved(file, rule, alert, received_s)
             return
@@ -118,183 +176,170 @@ class RuleEngine:
         if self._store.find(rule.name, alert) is not None:
             self.metrics.skipped(rule.name, "duplicate")
             return
-        self._turns.wait(file.concurrency)  # first, so that the guards see what is when it is its turn
-        try:
-            target = find_target(self._executor.session, alert)
-        except UnreachableError:
-            raise
-        except ControlError as error:
-            self._skip(rule, alert, "no-domain", error.cause)
+        if alert.is_firing and self._store.has_ended(alert):
+            self._skip(rule, alert, "ended", "the alert has resolved already: it came late, or is played again")
             return
-        against = self._guards.reason_against(file, rule, alert, target, received_s, self._now(),
-                                              resolved=rule.on == "resolved")  # fmt: skip
+        self._turns.wait(file.concurrency)  # first, so that the guards see what is when it is its turn
+        target = self._target(rule, alert)
+        if target is None:
+            return
+        against = self._guards.reason_against(Case(file, rule, alert, target, received_s, self._now()))
         if against is not None:
             self._skip(rule, alert, *against, target=target)
-            return
-        state = {"approve": "pending", "dry-run": "acting", "enforce": "acting"}[rule.mode]
-        if state == "acting" and self._turns.of_rule(rule.name) >= rule.concurrency:
-            state = "retry"
-        number = self._store.add(rule.name, alert, "do", target.name, target.uuid, state, self._clock())
-        if number is None:
-            return
-        if rule.mode == "approve":
-            self._tell("pending", rule, alert, target.name, target.uuid, outcome=f"action {number} waits for approval")
-        elif state == "acting":
-            self._begin(file, rule, rule.action, self._store.get(number), received_s, dry_run=rule.mode == "dry-run")
+        elif rule.mode == "approve":
+            self._ask_for_approval(rule, alert, target)
+        else:
+            has_turn = self._turns.of_rule(rule.name) < rule.concurrency
+            state = "acting" if has_turn else "retry"
+            number = self._store.add(rule.name, alert, "do", target.name, target.uuid, state, self._clock())
+            if number is not None and has_turn:
+                self._begin(file, rule, self._store.get(number), received_s, dry_run=rule.mode == "dry-run")
+
+    def _ask_for_approval(self, rule: Rule, alert: Alert, target: AlertedGuest) -> None:
+        foreseen, now_s = self._acting.foreseen(rule, alert, target.uuid), self._clock()
+        number = self._store.add(rule.name, alert, "do", target.name, target.uuid, "pending", now_s, foreseen,
+                                 now_s + rule.approval_expires)  # fmt: skip
+        if number is not None:
+            self._trail.tell("pending", rule.name, alert, target.name, target.uuid, action=number,
+                             outcome=f"action {number} waits for approval: {foreseen}")  # fmt: skip
 
     def _resolved(self, file: RuleFile, rule: Rule, alert: Alert, received_s: float) -> None:
         act = self._store.find(rule.name, alert)
         if act is not None:
             self._turns.wait_for_end(act.id)  # its outcome says whether there is something to undo
             act = self._store.find(rule.name, alert)
-        if act is None:
+        if act is None or self._store.find(rule.name, alert, "undo") is not None:
             return
         if act.state in ("pending", "approved", "retry"):
-            self._store.set_state(act.id, "cancelled", self._clock(), "the alert resolved first")
-            self._tell("cancelled", rule, alert, act.domain, act.uuid, outcome="the alert resolved first")
-            return
-        if rule.undo is None or act.state not in ("done", "dry-run"):
-            self._tell("resolved", rule, alert, act.domain, act.uuid)
-            return
-        try:
-            target = find_target(self._executor.session, alert)
-        except UnreachableError:
-            raise
-        except ControlError as error:
-            self._skip(rule, alert, "no-domain", error.cause)
-            return
-        against = self._guards.reason_against(file, rule, alert, target, received_s, self._now(), resolved=True)
-        if against is not None:
-            self._skip(rule, alert, *against, target=target)
-            return
-        number = self._store.add(rule.name, alert, "undo", target.name, target.uuid, "acting", self._clock())
-        if number is not None:
-            self._turns.wait(file.concurrency)
-            self._begin(file, rule, rule.undo, self._store.get(number), received_s, dry_run=act.state == "dry-run")
+            self._end(act, "cancelled", "the alert resolved first")
+        elif rule.undo is None or act.told == "unchanged" or act.state not in ("done", "dry-run"):
+            self._trail.tell_of(act, "resolved")
+        else:
+            number = self._store.add(rule.name, alert, "undo", act.domain, act.uuid, "retry", self._clock())
+            if number is not None:
+                self._undo(file, rule, self._store.get(number), received_s)
+
+    def _left_as_it_is(self, rule: Rule, alert: Alert) -> None:
+        """A rule that was switched off meanwhile undoes nothing; whoever did that is to know what stays."""
+        act = self._store.find(rule.name, alert)
+        if act is not None and act.state == "done" and act.told == "done" and rule.undo is not None:
+            self._skip(rule, alert, "off", "the rule is off: what it did stays; undo it by hand")
+
+    # ---- acts that wait
 
     def _one_act(self) -> bool:
-        """An approved act, or a failed one that is due again; pending ones that are too old expire."""
-        now_s, rules = self._clock(), {rule.name: rule for rule in self._file().rules}
+        """One that is due: approved, to be tried again, or to be undone; pending ones that are too old expire."""
+        now_s, file = self._clock(), self._file()
+        rules = {rule.name: rule for rule in file.rules}
+        for act in self._store.refusals():
+            self.metrics.ran(act.rule, "refused")  # the command line says no to the store, and not to this process
         for act in self._store.in_state("pending", "approved", "retry"):
+            self._at = act
             rule = rules.get(act.rule)
             if rule is None or rule.mode == "off":
                 self._end(act, "cancelled", "the rule is gone or off")
             elif act.state == "pending":
-                if now_s - act.made_s > rule.approval_expires:
+                if now_s > act.due_s:
                     self._end(act, "expired", "nobody approved it in time")
                     self.metrics.ran(rule.name, "expired")
             elif act.due_s <= now_s:
-                self._again(rule, act)
+                if act.phase == "undo":
+                    self._undo(file, rule, act, act.made_s)
+                else:
+                    self._again(file, rule, act)
                 return True
         return False
 
-    def _again(self, rule: Rule, act: RuleAct) -> None:
-        """All guards once more: much may have changed since. Its own earlier attempts are no cool-down of it."""
-        file = self._file()
+    def _again(self, file: RuleFile, rule: Rule, act: RuleAct) -> None:
+        """All guards once more: much may have changed since."""
+        if self._clock() > act.made_s + _time_to_act_s(rule, act):
+            self._end(act, "expired", "it could not be done in time")
+            self.metrics.ran(rule.name, "expired")
+            return
         self._turns.wait(file.concurrency)
         if self._turns.of_rule(rule.name) >= rule.concurrency:
-            self._store.set_state(act.id, act.state, self._clock(), "waits for its turn", self._clock() + _TURN_AGAIN_S)
+            self._wait(act, "waits for its turn", _TURN_AGAIN_S)
             return
-        retrying = act.state == "retry"
-        free = rule.model_copy(update={"cooldown": 0.0, "budget_per_hour": 1_000_000}) if retrying else rule
+        target = self._target(rule, act.alert)
+        if target is None:
+            self._end(act, "cancelled", "there is no such guest any more")
+            return
+        against = self._guards.reason_against(
+            Case(file, rule, act.alert, target, self._clock(), self._now(), again=act))  # fmt: skip
+        if against is None and rule.mode == "approve" and not act.by:
+            self._end(act, "cancelled", "the rule asks for approval now")
+        elif against is None:
+            self._store.set_state(act.id, "acting", self._clock())
+            since_s = act.changed_s if act.by else self._clock()
+            self._begin(file, rule, act, since_s, dry_run=rule.mode == "dry-run")
+        elif against[0] in ("stopped", "unconfirmed", "quiet"):
+            self._wait(act, against[1], BUSY_AGAIN_S)
+        else:
+            self.metrics.skipped(rule.name, against[0])
+            self._end(act, "cancelled", against[1])
+
+    def _undo(self, file: RuleFile, rule: Rule, act: RuleAct, received_s: float) -> None:
+        """What the kill switch holds up is undone when it is off again: a limit must not stay for want of a message."""
+        self._turns.wait(file.concurrency)
+        target = self._target(rule, act.alert)
+        if target is None:
+            self._end(act, "cancelled", "there is no such guest any more")
+            return
+        against = self._guards.reason_against(
+            Case(file, rule, act.alert, target, received_s, self._now(), undo=True))  # fmt: skip
+        if against is None and target.state == "shutoff" and self._acting.is_of_running_guest(rule, act):
+            self._end(act, "cancelled", f"{target.name} is off, and what was changed in it is gone")
+        elif against is None:
+            self._store.set_state(act.id, "acting", self._clock())
+            done = self._store.find(rule.name, act.alert)
+            dry_run = done is not None and done.state == "dry-run"
+            self._begin(file, rule, act, received_s, dry_run=dry_run)
+        elif against[0] == "stopped":
+            if act.told != against[1]:
+                self._skip(rule, act.alert, *against, target=target)
+            self._wait(act, against[1], BUSY_AGAIN_S)
+        else:
+            self._skip(rule, act.alert, *against, target=target)
+            self._end(act, "cancelled", against[1])
+
+    # ---- what both need
+
+    def _target(self, rule: Rule, alert: Alert) -> AlertedGuest | None:
+        """The guest; None, and told, where there is none. Raises UnreachableError where libvirt does not answer."""
         try:
-            target = find_target(self._executor.session, act.alert)
+            return find_target(self._executor.session, alert)
         except UnreachableError:
             raise
         except ControlError as error:
-            self._end(act, "failed", error.cause)
-            return
-        against = self._guards.reason_against(file, free, act.alert, target, self._clock(), self._now())
-        if against is not None and (against[0] in ("stopped", "unconfirmed", "quiet")):
-            self._store.set_state(act.id, act.state, self._clock(), against[1], self._clock() + _BUSY_AGAIN_S)
-            return
-        if against is not None:
-            self.metrics.skipped(rule.name, against[0])
-            self._end(act, "cancelled", against[1])
-            return
-        self._store.set_state(act.id, "acting", self._clock())
-        since_s = act.changed_s if act.by else self._clock()
-        self._begin(file, rule, rule.action, act, since_s, dry_run=rule.mode == "dry-run")
+            self._skip(rule, alert, "no-domain", error.cause)
+            return None
 
-    def _begin(self, file: RuleFile, rule: Rule, action: Action, act: RuleAct, received_s: float, *,
-               dry_run: bool) -> None:  # fmt: skip
+    def _begin(self, file: RuleFile, rule: Rule, act: RuleAct, received_s: float, *, dry_run: bool) -> None:
         def work() -> None:
-            try:
-                self._act(rule, action, act, received_s, dry_run=dry_run)
-            except ControlError as error:
-                # The store or the trail: the row stays `acting`, and the next start tells of it.
-                _log.error("a rule's act could not be written down", extra={"cause": str(error)})
-            except Exception:  # noqa: BLE001 - a defect in one act must not end the rules
-                _log.exception("a rule's act broke off")
+            self._acting.run(rule, act, received_s, dry_run=dry_run)
             self._wake.set()
 
         self._turns.run(act.id, rule.name, work, file.concurrency)
 
-    def _act(self, rule: Rule, action: Action, act: RuleAct, received_s: float, *, dry_run: bool) -> None:
-        """Runs it; the store says `acting`. The outcome is what the operation saw in libvirt, not what was asked."""
-        alert = act.alert
-        by = f", approved by {act.by}" if act.by else ""
-        actor = Actor(f"rule {rule.name}{by}", "webhook", f"{alert.name} {alert.fingerprint} since {alert.starts_at}")
-        request = Request(actor, dry_run=dry_run, confirmed=act.domain)
-        self._tell("dry-run" if dry_run else "acts", rule, alert, act.domain, act.uuid, operation=action.operation,
-                   waited_s=round(self._clock() - received_s, 3), **({"approved_by": act.by} if act.by else {}))
-        try:
-            parameters = action.resolved(alert.labels)
-            assert parameters is not None
-            result = self._executor.run(action.declared, act.uuid, parameters, request)
-        except ControlError as error:
-            self._failed(rule, action, act, error, self._clock() - received_s)
-            return
-        if dry_run:
-            plan = result.plan
-            told = "; ".join(plan.steps) if plan is not None else ""
-            self._store.set_state(act.id, "dry-run", self._clock(), told)
-            self._tell("would", rule, alert, act.domain, act.uuid, outcome=told or "nothing to do")
-            self.metrics.ran(rule.name, "dry-run", self._clock() - received_s)
-            return
-        outcome = ("undone" if act.phase == "undo" else "done") if result.changed else "unchanged"
-        self._store.set_state(act.id, "done", self._clock(), outcome, more_attempts=1)
-        self._store.count_outcome(rule.name, False, rule.failures_to_open)
-        self.metrics.ran(rule.name, outcome, self._clock() - received_s)
-        self._tell("acted", rule, alert, act.domain, act.uuid, outcome=outcome,
-                   seconds=round(self._clock() - received_s, 3))  # fmt: skip
-
-    def _failed(self, rule: Rule, action: Action, act: RuleAct, error: ControlError, seconds: float) -> None:
-        now_s = self._clock()
-        if isinstance(error, BusyError) and not error.outcome_unknown and now_s - act.made_s < rule.expires:
-            self._store.set_state(act.id, "retry", now_s, error.cause, now_s + _BUSY_AGAIN_S)
-            return
-        retry = rule.retry
-        if act.phase == "do" and retry is not None and act.attempts < retry.times and not error.outcome_unknown:
-            self._store.set_state(act.id, "retry", now_s, error.cause, now_s + retry.every, more_attempts=1)
-            self._tell("will-retry", rule, act.alert, act.domain, act.uuid, outcome=error.cause)
-            return
-        state = "unknown" if error.outcome_unknown else "failed"
-        self._store.set_state(act.id, state, now_s, error.cause, more_attempts=1)
-        opened = self._store.count_outcome(rule.name, True, rule.failures_to_open)
-        self.metrics.ran(rule.name, state, seconds)
-        self._tell("failed", rule, act.alert, act.domain, act.uuid, outcome=f"{state}: {error.cause}",
-                   **({"breaker": "opened"} if opened else {}))  # fmt: skip
+    def _wait(self, act: RuleAct, why: str, seconds: float) -> None:
+        self._store.set_state(act.id, act.state, self._clock(), why, self._clock() + seconds)
 
     def _end(self, act: RuleAct, state: str, why: str) -> None:
         self._store.set_state(act.id, state, self._clock(), why)
-        self._tell(state, act.rule, act.alert, act.domain, act.uuid, outcome=why)
+        self._trail.tell_of(act, state, outcome=why)
 
     def _skip(self, rule: Rule, alert: Alert, word: str, why: str, target: AlertedGuest | None = None) -> None:
         self.metrics.skipped(rule.name, word)
         name, uuid = (target.name, target.uuid) if target is not None else (alert.labels.get("domain", ""), "")
-        self._tell("skipped", rule, alert, name, uuid, outcome=why, skipped=word)
-
-    def _tell(self, what: str, rule: Rule | str, alert: Alert, domain: str, uuid: str, **facts: Any) -> None:
-        name = rule if isinstance(rule, str) else rule.name
-        subject: dict[str, JsonValue] = {"kind": "domain", "name": domain[:300]}
-        if uuid:
-            subject["uuid"] = uuid
-        shown: dict[str, JsonValue] = {
-            "rule": name, "alert": alert.name[:300], "fingerprint": alert.fingerprint, "starts_at": alert.starts_at,
-            "subject": subject, "way": "webhook", **facts,
-        }  # fmt: skip
-        self._executor.trail.append(f"rule-{what}", shown)
+        self._trail.tell("skipped", rule.name, alert, name, uuid, outcome=why, skipped=word)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock()).astimezone()
+
+
+def _time_to_act_s(rule: Rule, act: RuleAct) -> float:
+    """From the act's making on; later than that it is not begun, whatever held it up."""
+    if act.state == "approved":
+        return rule.approval_expires + rule.expires
+    retries_s = rule.retry.times * rule.retry.every if rule.retry is not None and act.attempts else 0.0
+    return retries_s + rule.expires

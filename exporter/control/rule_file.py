@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 
 from exporter.control.errors import ControlError
-from exporter.control.rules import RuleFile, load_rules
+from exporter.control.rule_reading import load_rules
+from exporter.control.rules import RuleFile
 
 _log = logging.getLogger(__name__)
 
@@ -18,6 +19,8 @@ class RulesInForce:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self.mistakes = ""
+        """Of the file as it is now, where they keep it from being in force."""
         self._stamp = self._seen()
         self._rules = load_rules(path)
         self._tell()
@@ -30,7 +33,9 @@ class RulesInForce:
                 try:
                     self._rules = load_rules(self._path)
                     self._tell()
+                    self.mistakes = ""
                 except ControlError as error:
+                    self.mistakes = error.cause
                     _log.error("the changed rule file is wrong; the earlier one stays in force",
                                extra={"cause": str(error)})
             return self._rules

@@ -2,127 +2,95 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlencode
+from typing import NamedTuple
 
 import libvirt
 
-from exporter.control.alert_store import AlertStore
+from exporter.control.alert_store import AlertStore, RuleAct
+from exporter.control.alerted_guest import AlertedGuest
+from exporter.control.asking_back import why_not_firing
 from exporter.control.connection import Session
-from exporter.control.domain import domain_state
-from exporter.control.errors import NotFoundError, from_libvirt
+from exporter.control.errors import from_libvirt
+from exporter.control.kill_switch import KillSwitch
 from exporter.control.rules import Rule, RuleFile
 from exporter.control.webhook import Alert
 
-MARK_URI = "https://virtgauge.github.io/protect/1"
-"""Namespace of the element by which a guest's owner forbids rules to touch it."""
 _HOUR_S = 3600.0
-_ASK_S = 5.0
+
+
+Reason = tuple[str, str]
+"""A word for metrics and the trail, and what it means here."""
+Check = Callable[[], Reason | None]
 
 
 @dataclass(frozen=True)
-class AlertedGuest:
-    """The guest an alert is about, as libvirt has it now."""
+class Case:
+    """What is judged: an alert that a rule answers, the guest as it is now, and since when it waits.
 
-    name: str
-    uuid: str
-    state: str
-    reason: str
-    marked: bool
+    `undo` is the way back of an act; `again` is the act that is taken up again, already counted or approved.
+    """
 
-
-class KillSwitch:
-    """A file: while it is there no rule acts. Any process, any thread."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "rules-stopped"
-
-    def is_on(self) -> bool:
-        return self.path.exists()
-
-    def turn(self, on: bool, by: str) -> None:
-        """Raises OSError where the folder cannot be written."""
-        if on:
-            self.path.write_text(f"{by}\n")
-        else:
-            self.path.unlink(missing_ok=True)
-
-
-def find_target(session: Session, alert: Alert) -> AlertedGuest:
-    """By the label `uuid`, else `domain`. Raises NotFoundError, UnreachableError."""
-    name, uuid = alert.labels.get("domain", ""), alert.labels.get("uuid", "")
-    if not name and not uuid:
-        raise NotFoundError("the alert has neither a label domain nor uuid", next_step="match other alerts")
-    try:
-        connection = session.connection
-        handle = connection.lookupByUUIDString(uuid) if uuid else connection.lookupByName(name)
-        found = domain_state(handle)
-        if found["state"] == "gone" or (name and name != found["name"]):
-            raise NotFoundError(f"there is no domain {name} with this UUID", next_step="list the domains")
-        return AlertedGuest(str(found["name"]), str(found["uuid"]), str(found["state"]), str(found.get("reason") or ""),
-                      _is_marked(handle))  # fmt: skip
-    except ValueError:  # no name can hold a null or what is no character
-        raise NotFoundError(f"there is no domain {name[:100]!r}", next_step="list the domains") from None
-    except libvirt.libvirtError as error:
-        raise from_libvirt(error, f"looking for the domain {(uuid or name)[:100]!r}") from error
-
-
-def _is_marked(handle: Any) -> bool:
-    try:
-        return bool(handle.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_URI, 0))
-    except libvirt.libvirtError as error:
-        if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_SUPPORT):
-            return False
-        raise
+    file: RuleFile
+    rule: Rule
+    alert: Alert
+    target: AlertedGuest
+    received_s: float
+    now: datetime
+    undo: bool = False
+    again: RuleAct | None = None
 
 
 class Guards:
-    """Asks them in order. One thread."""
+    """Asks them in order, what costs nothing first. One thread."""
 
     def __init__(self, store: AlertStore, switch: KillSwitch, session: Session) -> None:
         self._store = store
         self._switch = switch
         self._session = session
 
-    def reason_against(self, file: RuleFile, rule: Rule, alert: Alert, target: AlertedGuest, received_s: float,
-                       now: datetime, *, resolved: bool = False) -> tuple[str, str] | None:  # fmt: skip
-        """(word, text) of the first guard that forbids it; None where none does. Raises ControlError.
+    def reason_against(self, case: Case) -> Reason | None:
+        """Of the first guard that forbids it; None where none does. Raises ControlError.
 
-        `resolved`: the act belongs to the alert's end, so neither that it fires nor the state are asked for.
+        What a rule did is undone whatever the state, the budgets and the alert's age are, but not against the kill
+        switch, nor in a protected guest.
         """
-        checks = [*self._always(file, rule, target, now, received_s)]
-        if not resolved:
-            checks += self._of_firing(file, rule, alert, target, now)
-        return next((found for found in (check() for check in checks) if found is not None), None)
+        return next((found for found in (check() for check in self._checks(case)) if found is not None), None)
 
-    def _always(
-        self, file: RuleFile, rule: Rule, target: AlertedGuest, now: datetime, received_s: float
-    ) -> Iterator[Any]:
-        now_s = now.timestamp()
-        yield lambda: ("stopped", "the kill switch is on") if self._switch.is_on() else None
+    def all_against(self, case: Case) -> list[Reason]:
+        """All that forbid it. Raises ControlError."""
+        return list(dict.fromkeys(found for found in (check() for check in self._checks(case)) if found is not None))
+
+    def _checks(self, case: Case) -> Iterator[Check]:
+        yield from self._always(case)
+        if not case.undo:
+            yield from self._of_action(case)
+        yield self._stopped
+
+    def _always(self, case: Case) -> Iterator[Check]:
+        target = case.target
+        yield self._stopped
         yield lambda: ("protected", f"{target.name} is protected by the rule file") \
-            if file.protected.holds(target.name) else None
+            if case.file.protected.holds(target.name) else None
         yield lambda: ("protected", f"{target.name} is marked by its owner") if target.marked else None
-        yield lambda: ("stale", f"the alert waited for {now_s - received_s:.0f} s") \
-            if now_s - received_s > rule.expires else None
 
-    def _of_firing(self, file: RuleFile, rule: Rule, alert: Alert, target: AlertedGuest, now: datetime) -> list[Any]:
-        return [
-            lambda: ("quiet", "a maintenance window is open") if any(w.holds(now) for w in rule.quiet) else None,
-            lambda: _unexpected(rule, target),
-            lambda: self._short_of_memory(rule),
-            lambda: ("breaker", "the circuit breaker is open after failures in a row; 'control rules reset' closes it")
-            if self._store.failures().get(rule.name, (0, False))[1] else None,
-            lambda: self._used_up(file, rule, target, now.timestamp()),
-            lambda: self._no_longer_fires(file, alert) if rule.on == "firing" else None,
-        ]  # fmt: skip
+    def _stopped(self) -> Reason | None:
+        """First, and last once more: asking Prometheus may have taken seconds."""
+        return ("stopped", "the kill switch is on") if self._switch.is_on() else None
+
+    def _of_action(self, case: Case) -> Iterator[Check]:
+        rule, waited_s = case.rule, case.now.timestamp() - case.received_s
+        yield lambda: ("stale", f"the alert waited for {waited_s:.0f} s") if waited_s > rule.expires else None
+        yield lambda: ("quiet", "a maintenance window is open") if any(w.holds(case.now) for w in rule.quiet) else None
+        yield lambda: _unexpected(rule, case.target)
+        yield lambda: self._short_of_memory(rule)
+        yield lambda: self._broken(rule)
+        if case.again is None or case.again.state == "approved":  # what is tried again was counted already
+            yield lambda: self._used_up(case)
+        yield lambda: why_not_firing(case.file, case.alert, wanted=rule.on == "firing")
 
     def _short_of_memory(self, rule: Rule) -> tuple[str, str] | None:
         wanted_mib = rule.expect.host_available_mib
@@ -139,38 +107,58 @@ class Guards:
             return None
         return "host-memory", f"the host has {available_mib} MiB to give, and the rule wants {wanted_mib} MiB"
 
-    def _used_up(self, file: RuleFile, rule: Rule, target: AlertedGuest, now_s: float) -> tuple[str, str] | None:
-        acts = [act for act in self._store.since(now_s - max(_HOUR_S, rule.cooldown)) if act.phase == "do"]
+    def _broken(self, rule: Rule) -> Reason | None:
+        if not self._store.failures().get(rule.name, (0, False))[1]:
+            return None
+        return "breaker", "the circuit breaker is open after failures in a row; 'control rules reset' closes it"
+
+    def _used_up(self, case: Case) -> Reason | None:
+        rule, target, now_s = case.rule, case.target, case.now.timestamp()
+        acts = [act for act in self._store.since(now_s - max(_HOUR_S, rule.cooldown)) if self._counts(act, case)]
         of_rule = [act for act in acts if act.rule == rule.name]
-        recent = [act for act in of_rule if now_s - act.changed_s < rule.cooldown]
-        if rule.cooldown and any(act.uuid == target.uuid for act in recent):
+        of_target = [act for act in of_rule if act.uuid == target.uuid]
+        if any(act.state == "pending" for act in of_target):
+            return "pending", f"an act of this rule on {target.name} waits for approval already"
+        if rule.cooldown and any(now_s - act.changed_s < rule.cooldown for act in of_target):
             return "cooldown", f"{target.name} was acted upon by this rule less than {rule.cooldown:g} s ago"
         within_hour = [act for act in acts if now_s - act.changed_s < _HOUR_S]
         if sum(act.rule == rule.name for act in within_hour) >= rule.budget_per_hour:
             return "budget", f"the rule acted {rule.budget_per_hour} times within an hour"
-        if len(within_hour) >= file.budget_per_hour:
-            return "budget", f"all rules together acted {file.budget_per_hour} times within an hour"
-        if rule.most_of is not None and fnmatchcase(target.name, rule.most_of.domains):
-            group = [name for name in self._names() if fnmatchcase(name, rule.most_of.domains)]
-            touched = {act.uuid for act in within_hour if fnmatchcase(act.domain, rule.most_of.domains)}
-            most = max(1, int(len(group) * rule.most_of.ratio))
-            if len(touched | {target.uuid}) > most:
-                return "share", f"{len(touched)} of {len(group)} guests {rule.most_of.domains} were acted upon already"
-        return None
+        if len(within_hour) >= case.file.budget_per_hour:
+            return "budget", f"all rules together acted {case.file.budget_per_hour} times within an hour"
+        return self._share(case, {act.uuid for act in within_hour})
 
-    def _names(self) -> list[str]:
+    @staticmethod
+    def _counts(act: RuleAct, case: Case) -> bool:
+        """What was begun counts. What waits for approval does, too, where another is to be asked for, so that nobody
+        gets a list that the budget would refuse; and in a dry run what would have been done, as if it had been.
+        """
+        if act.phase != "do" or (case.again is not None and act.id == case.again.id):
+            return False
+        if act.state in ("pending", "approved"):
+            return case.again is None
+        return act.state != "dry-run" or case.rule.mode == "dry-run"
+
+    def _share(self, case: Case, acted_on: set[str]) -> Reason | None:
+        most_of = case.rule.most_of
+        if most_of is None or not fnmatchcase(case.target.name, most_of.domains):
+            return None
+        group = {domain.uuid for domain in self._guests() if fnmatchcase(domain.name, most_of.domains)}
+        touched = acted_on & group
+        if len(touched | {case.target.uuid}) <= max(1, int(round(len(group) * most_of.ratio, 6))):
+            return None
+        return "share", f"{len(touched)} of {len(group)} guests {most_of.domains} were acted upon already"
+
+    def _guests(self) -> list[_Guest]:
         try:
-            return [domain.name() for domain in self._session.connection.listAllDomains()]
+            return [_Guest(domain.name(), domain.UUIDString()) for domain in self._session.connection.listAllDomains()]
         except libvirt.libvirtError as error:
             raise from_libvirt(error, "listing the domains") from error
 
-    def _no_longer_fires(self, file: RuleFile, alert: Alert) -> tuple[str, str] | None:
-        if file.prometheus is None:
-            return None
-        fires = still_fires(file.prometheus, alert)
-        if fires is None:
-            return "unconfirmed", "Prometheus was asked whether the alert still fires, and did not answer"
-        return None if fires else ("resolved", "Prometheus says that the alert no longer fires")
+
+class _Guest(NamedTuple):
+    name: str
+    uuid: str
 
 
 def _unexpected(rule: Rule, target: AlertedGuest) -> tuple[str, str] | None:
@@ -178,19 +166,3 @@ def _unexpected(rule: Rule, target: AlertedGuest) -> tuple[str, str] | None:
     if (wanted.state and target.state not in wanted.state) or (wanted.reason and target.reason not in wanted.reason):
         return "state", f"{target.name} is {target.state} ({target.reason}), which the rule does not expect"
     return None
-
-
-def still_fires(prometheus: str, alert: Alert) -> bool | None:
-    """Asks Prometheus for ALERTS with the alert's labels; None where it does not answer. Labels are quoted."""
-    kept = {"alertname", "instance", "job", "domain", "uuid", "target_device", "reason"}
-    labels = {name: value for name, value in alert.labels.items() if name in kept}
-    matchers = ",".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in sorted(labels.items()))
-    url = f"{prometheus.rstrip('/')}/api/v1/query?" + urlencode(
-        {"query": f'ALERTS{{alertstate="firing",{matchers}}}'})  # fmt: skip
-    try:
-        with urllib.request.urlopen(url, timeout=_ASK_S) as answer:
-            return bool(json.load(answer)["data"]["result"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-

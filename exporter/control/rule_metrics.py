@@ -20,19 +20,22 @@ RESULTS = ("dry-run", "done", "unchanged", "failed", "unknown", "undone", "refus
 
 
 class RuleMetrics(Collector):
-    """Any thread. `file` gives the rules now; `stopped` whether the kill switch is on."""
+    """Any thread. `file` gives the rules now; `stopped` whether the kill switch is on; `file_ok` whether the rule
+    file as it is now is the one in force.
+    """
 
-    def __init__(self, store: AlertStore, file: Callable[[], RuleFile], stopped: Callable[[], bool]) -> None:
+    def __init__(self, store: AlertStore, file: Callable[[], RuleFile], stopped: Callable[[], bool],
+                 file_ok: Callable[[], bool] = lambda: True) -> None:  # fmt: skip
         self._store = store
         self._file = file
         self._stopped = stopped
+        self._file_ok = file_ok
         self._lock = threading.Lock()
         self._received: Counter[str] = Counter({"firing": 0, "resolved": 0})
         self._matched: Counter[str] = Counter()
         self._skipped: Counter[tuple[str, str]] = Counter()
         self._runs: Counter[tuple[str, str]] = Counter()
         self._seconds: dict[str, float] = {}
-        self._last: dict[str, float] = {}
 
     def received(self, status: str) -> None:
         with self._lock:
@@ -51,13 +54,12 @@ class RuleMetrics(Collector):
         with self._lock:
             self._runs[rule, result] += 1
             self._seconds[rule] = self._seconds.get(rule, 0.0) + seconds
-            self._last[rule] = time.time()
 
     def collect(self) -> Iterator[Metric]:
         """The families; called by the page."""
         with self._lock:
             received, matched, skipped = dict(self._received), dict(self._matched), dict(self._skipped)
-            runs, seconds, last = dict(self._runs), dict(self._seconds), dict(self._last)
+            runs, seconds = dict(self._runs), dict(self._seconds)
         for rule in self._file().rules:  # from 0 on, so that the first one is an increase
             matched.setdefault(rule.name, 0)
             runs = {(rule.name, result): 0 for result in RESULTS} | runs
@@ -70,22 +72,21 @@ class RuleMetrics(Collector):
                        ("rule", "result"), runs)
         yield _counter("rule_run_seconds", "Seconds from an alert's arrival to the outcome, all runs together.",
                        ("rule",), {(rule,): spent for rule, spent in seconds.items()})
-        yield _gauge("rule_last_run_timestamp_seconds", "Time of the rule's last run.", ("rule",),
-                     {(rule,): at for rule, at in last.items()})
         yield from self._stored()
 
     def _stored(self) -> Iterator[Metric]:
         try:
             waiting, failures = self._store.waiting(), self._store.failures()
             open_acts = self._store.in_state("pending", "retry")
-            recent = self._store.since(time.time() - 86400)
+            recent, last = self._store.since(time.time() - 86400), self._store.last_changes()
         except ControlError:
             return
         rules = self._file().rules
         cooling = {rule.name: 0 for rule in rules}
         for rule in rules:
-            cooling[rule.name] = len({act.uuid for act in recent if act.rule == rule.name
-                                      and time.time() - act.changed_s < rule.cooldown})
+            uncounted = ("pending", "approved") if rule.mode == "dry-run" else ("pending", "approved", "dry-run")
+            cooling[rule.name] = len({act.uuid for act in recent if act.rule == rule.name and act.phase == "do"
+                                      and act.state not in uncounted and time.time() - act.changed_s < rule.cooldown})
         yield _gauge("alerts_waiting", "Alerts in the queue.", (), {(): waiting})
         yield _gauge("rule_acts_pending", "Acts that wait for a person's approval.", (),
                      {(): sum(act.state == "pending" for act in open_acts)})
@@ -95,6 +96,10 @@ class RuleMetrics(Collector):
                      {(name,): count for name, count in cooling.items()})
         yield _gauge("rule_breaker_open", "Whether the rule's circuit breaker is open after failures in a row.",
                      ("rule",), {(rule.name,): failures.get(rule.name, (0, False))[1] for rule in rules})
+        yield _gauge("rule_last_run_timestamp_seconds", "Time of the rule's last run, also before a restart.",
+                     ("rule",), {(rule,): at for rule, at in last.items()})
+        yield _gauge("rule_file_ok", "Whether the rule file is in force as it is; a mistake leaves the earlier one.",
+                     (), {(): self._file_ok()})
         yield _gauge("rules_stopped", "Whether the kill switch is on.", (), {(): self._stopped()})
 
 

@@ -26,7 +26,9 @@ _ACT = {
     "properties": {
         "id": {"type": "integer"}, "rule": _TEXT, "state": _TEXT, "phase": _TEXT, "domain": _TEXT, "uuid": _TEXT,
         "alert": {"type": "object"}, "made_s": {"type": "number", "description": "Seconds since the epoch."},
-        "by": {"type": "string", "description": "Who decided."}, "told": _TEXT,
+        "by": {"type": "string", "description": "Who decided."},
+        "told": {"type": "string", "description": "What would be done; later, the outcome."},
+        "expires_s": {"type": "number", "description": "Of a pending one. Seconds since the epoch."},
     },
 }  # fmt: skip
 _RULE = {
@@ -63,7 +65,7 @@ def rule_paths(errors: Mapping[str, Any]) -> dict[str, Any]:
     decided = {"200": _answer("Decided.", reference("RuleAct"))}
     return {
         "/api/v1/alerts": {"post": operation(
-            "alerts.receive", "Take the alerts of Alertmanager's or Grafana's webhook.",
+            "alerts.receive", "Take the alerts of Alertmanager's or Grafana's webhook; the role alerts is enough.",
             {"202": _answer("Kept on disk; judged in a moment.", _object({"accepted": {"type": "integer"}}))},
             "413", "422", requestBody=body,
         )},
@@ -76,6 +78,9 @@ def rule_paths(errors: Mapping[str, Any]) -> dict[str, Any]:
         "/api/v1/pending": {"get": operation(
             "pending.list", "List the actions that wait for a person.",
             {"200": _answer("Oldest first.", _object({"pending": {"type": "array", "items": reference("RuleAct")}}))})},
+        "/api/v1/pending/{id}": {"get": operation(
+            "pending.show", "Show an action: its alert, what would be done, what became of it.",
+            {"200": _answer("The action.", reference("RuleAct"))}, parameters=[number])},
         "/api/v1/pending/{id}/approve": {"post": operation(
             "pending.approve", "Approve an action; it is checked anew and done.", decided, "409", "413",
             parameters=[number])},

@@ -1,25 +1,25 @@
-"""Rules from alerts to operations: what a rule file may say, read strictly, each mistake with its line."""
+"""Rules from alerts to operations: what a rule file may say. `rule_reading` reads it."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, time
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from exporter.control.errors import ControlError, InvalidError
+from collectors.domain import REASONS, STATES
+from exporter.control.errors import InvalidError
+from exporter.control.matchers import Matcher, read_matcher
 from exporter.control.operation import Operation, Parameters
 from exporter.control.operations import by_name
-from exporter.control.request_parameters import parse_parameters
+from exporter.control.request_parameters import parameter_problem, parse_parameters
 from exporter.setting_types import parse_duration
-from exporter.strict_yaml import StrictLoader
 
 MODES = ("off", "dry-run", "approve", "enforce")
 ALLOWED = frozenset(
@@ -32,57 +32,18 @@ ALLOWED = frozenset(
 """What a rule may do: it acts on one guest that is there, and never defines, removes or moves one."""
 IDEMPOTENT = ALLOWED - {"domain.reboot", "domain.reset", "domain.core-dump", "domain.save", "domain.set-memory"}
 """What may be tried again after it failed. Setting the memory is, too, unless it is said relative to now."""
+_NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
+REVERSIBLE = frozenset(name for name in ALLOWED if name.startswith(("domain.set-", "domain.lift-")))
+"""What tells, before it changes anything, the operations that lead back."""
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
-_MATCHER = re.compile(r'\s*([A-Za-z_][A-Za-z0-9_]*)\s*(=~|!~|!=|=)\s*(?:"((?:[^"\\]|\\.)*)"|([^"\s]\S*))?\s*')
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
-
-@dataclass(frozen=True)
-class Matcher:
-    """One of Alertmanager's matchers. A label that is absent is the empty text; expressions match the whole value."""
-
-    label: str
-    sign: str
-    value: str
-
-    def matches(self, labels: Mapping[str, str]) -> bool:
-        found = labels.get(self.label, "")
-        if self.sign in ("=", "!="):
-            return (found == self.value) is (self.sign == "=")
-        return (re.fullmatch(self.value, found) is not None) is (self.sign == "=~")
-
-    def __str__(self) -> str:
-        return f"{self.label} {self.sign} {json.dumps(self.value)}"
-
-
-def _matcher(text: object) -> object:
-    if not isinstance(text, str):
-        return text
-    found = _MATCHER.fullmatch(text)
-    if found is None:
-        raise ValueError('is no matcher; write it like alertname = "X", reason =~ "a|b"')
-    label, sign, quoted, plain = found.groups()
-    value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None and "~" not in sign else quoted
-    value = (value if value is not None else plain) or ""
-    if "~" in sign:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression ({error})") from None
-    return Matcher(label, sign, value)
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
-Matchers = Annotated[tuple[Annotated[Matcher, BeforeValidator(_matcher)], ...], Field(min_length=1)]
-
-
-class FromLabel(_Part):
-    """A parameter whose value is a label's text."""
-
-    from_label: str
+Matchers = Annotated[tuple[Annotated[Matcher, BeforeValidator(read_matcher)], ...], Field(min_length=1)]
 
 
 class Action(_Part):
@@ -94,16 +55,25 @@ class Action(_Part):
     @model_validator(mode="after")
     def _check(self) -> Action:
         if self.operation not in ALLOWED or self.operation not in by_name():
-            raise ValueError(f"operation {self.operation[:60]!r} is none that a rule may use: "
-                             f"{', '.join(sorted(ALLOWED & by_name().keys()))}")  # fmt: skip
-        try:
-            self.resolved({label: "x" for label in self._labels()}, check=not self._labels())
-        except ControlError as error:
-            raise ValueError(error.cause) from None
-        unknown = self.parameters.keys() - self.declared.parameters.model_fields.keys()
-        if unknown:
-            raise ValueError(f"{self.operation} takes no parameter {', '.join(sorted(unknown))}")
+            raise _mistakes((("operation",), f"{self.operation[:60]!r} is none that a rule may use: "
+                                             f"{', '.join(sorted(ALLOWED & by_name().keys()))}"))  # fmt: skip
+        if found := list(self._wrong_parameters()):
+            raise _mistakes(*found)
         return self
+
+    def _wrong_parameters(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Place and cause. What comes from a label is not there yet, and neither is what hangs on it."""
+        known = self.declared.parameters.model_fields
+        from_labels = {name for name, value in self.parameters.items() if _is_from_label(value)}
+        for name in sorted(from_labels - known.keys()):
+            yield ("parameters", name), f"{self.operation} takes no such parameter"
+        given = {name: value for name, value in self.parameters.items() if name not in from_labels}
+        try:
+            self.declared.parameters.model_validate_json(json.dumps(given, default=str))
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                if not from_labels or (detail["loc"] and detail["loc"][0] not in from_labels):
+                    yield ("parameters", *detail["loc"]), parameter_problem(detail)
 
     @property
     def declared(self) -> Operation[Any]:
@@ -115,31 +85,66 @@ class Action(_Part):
             return "change_mib" not in self.parameters
         return self.operation in IDEMPOTENT
 
-    def _labels(self) -> list[str]:
-        return [value["from_label"] for value in self.parameters.values() if _is_from_label(value)]
-
-    def resolved(self, labels: Mapping[str, str], *, check: bool = True) -> Parameters | None:
+    def resolved(self, labels: Mapping[str, str]) -> Parameters:
         """The operation's checked parameters. Raises InvalidError: a label's text is data of the declared type."""
         document: dict[str, Any] = {}
         for name, value in self.parameters.items():
             if _is_from_label(value):
-                if value["from_label"] not in labels:
-                    raise InvalidError(f"the alert has no label {value['from_label']}",
-                                       next_step="correct the rule")  # fmt: skip
-                value = labels[value["from_label"]]
+                label = value["from_label"]
+                if label not in labels:
+                    raise InvalidError(f"the alert has no label {label}", next_step="correct the rule")
+                value = _typed(labels[label], self.declared, name)
             document[name] = value
-        return parse_parameters(self.declared, document) if check else None
+        return parse_parameters(self.declared, document)
 
 
 def _is_from_label(value: object) -> bool:
     return isinstance(value, dict) and set(value) == {"from_label"} and isinstance(value["from_label"], str)
 
 
+def _typed(text: str, operation: Operation[Any], name: str) -> str | int | float:
+    """A label's text as the parameter's type has it: a plain number where it takes no text."""
+    field = operation.parameters.model_json_schema()["properties"].get(name, {})
+    kinds = {part.get("type", "string") for part in field.get("anyOf", [field])}
+    if kinds & {"integer", "number"} and "string" not in kinds and _NUMBER.fullmatch(text):
+        return float(text) if "." in text else int(text)
+    return text
+
+
+def _mistakes(*found: tuple[tuple[str | int, ...], str]) -> ValidationError:
+    """An error with the place of each mistake, which pydantic puts below that of the part."""
+    return ValidationError.from_exception_data("rule", [
+        InitErrorDetails(type=PydanticCustomError("rule", "{cause}", {"cause": cause}), loc=place, input=None)
+        for place, cause in found])  # fmt: skip
+
+
+def _undo(given: object) -> Action | Literal["reverse"] | None:
+    # No union: pydantic would tell a mistake in the operation twice, and with a place that the file does not have.
+    if given is None or isinstance(given, Action):
+        return given
+    return "reverse" if given == "reverse" else Action.model_validate(given)
+
+
+def _one_of(names: Iterable[str], what: str) -> BeforeValidator:
+    known = tuple(dict.fromkeys(names))
+
+    def check(word: object) -> object:
+        if isinstance(word, str) and word not in known:
+            raise ValueError(f"{word[:40]!r} is no {what}; there are {', '.join(known)}")
+        return word
+
+    return BeforeValidator(check)
+
+
+_State = Annotated[str, _one_of(STATES, "state")]
+_Reason = Annotated[str, _one_of((name for names in REASONS.values() for name in names), "reason of a state")]
+
+
 class Expected(_Part):
     """The state in which alone the rule acts; what is not said does not matter."""
 
-    state: tuple[str, ...] = ()
-    reason: tuple[str, ...] = ()
+    state: tuple[_State, ...] = ()
+    reason: tuple[_Reason, ...] = ()
     host_available_mib: int | None = Field(default=None, ge=1)
     """Memory that the host must have to give: free, buffers and cache together."""
 
@@ -181,7 +186,8 @@ class Rule(_Part):
     match: Matchers
     on: Literal["firing", "resolved"] = "firing"
     action: Action
-    undo: Action | None = None
+    undo: Annotated[Action | Literal["reverse"] | None, PlainValidator(_undo)] = None
+    """Done when the alert resolves; `reverse` leads back to what was there before the action."""
     expect: Expected = Expected()
     cooldown: Seconds = 900.0
     budget_per_hour: int = Field(default=5, ge=1, le=1000)
@@ -205,9 +211,11 @@ class Rule(_Part):
     @model_validator(mode="after")
     def _check(self) -> Rule:
         if self.undo is not None and self.on == "resolved":
-            raise ValueError("undo belongs to a rule that acts on: firing")
+            raise _mistakes((("undo",), "belongs to a rule that acts on: firing"))
+        if self.undo == "reverse" and self.action.operation not in REVERSIBLE:
+            raise _mistakes((("undo",), f"{self.action.operation} cannot tell what leads back; name an operation"))
         if self.retry is not None and not self.action.is_idempotent:
-            raise ValueError(f"retry: {self.action.operation} as given here is not safe to do twice")
+            raise _mistakes((("retry",), f"{self.action.operation} as given here is not safe to do twice"))
         return self
 
     def matches(self, labels: Mapping[str, str]) -> bool:
@@ -223,11 +231,38 @@ class Protected(_Part):
         return any(fnmatchcase(name, pattern) for pattern in self.domains)
 
 
+class Server(_Part):
+    """A Prometheus or an Alertmanager that is asked back: its address, and how it lets virtgauge in."""
+
+    url: str = Field(pattern=r"^https?://[^\s@]+$")
+    credentials_file: Path | None = None
+    """Holds a bearer token."""
+    username: str = Field(default="", pattern=r"^[^:\r\n]*$")
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    """The authority that signed its certificate, where the system does not know it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_a_url(cls, given: object) -> object:
+        return {"url": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _check(self) -> Server:
+        if bool(self.username) != (self.password_file is not None):
+            raise ValueError("username and password_file belong together")
+        if self.username and self.credentials_file is not None:
+            raise ValueError("give either credentials_file or username and password_file")
+        return self
+
+
 class RuleFile(_Part):
     """The whole file. `here` tells this host's alerts from those of others, where guests may have the same names."""
 
     here: Matchers
-    prometheus: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$")
+    prometheus: Server | None = None
+    alertmanager: Server | None = None
+    """Asked, where given, before each act whether the alert still fires; the latter also whether it is silenced."""
     budget_per_hour: int = Field(default=20, ge=1, le=10000)
     concurrency: int = Field(default=1, ge=1, le=16)
     """Acts of all rules at once on this host. Above one, up to so many may pass a breaker that is just opening."""
@@ -241,70 +276,3 @@ class RuleFile(_Part):
         if twice:
             raise ValueError(f"two rules are named {twice[0]}")
         return self
-
-
-class RuleFileError(InvalidError):
-    """The file's mistakes, one a line, each with its place."""
-
-
-def load_rules(path: Path) -> RuleFile:
-    """Reads a rule file. Raises RuleFileError with the line of each mistake."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise RuleFileError(f"{path}: cannot be read ({cause})", next_step="check control.rules_file") from error
-    return parse_rules(text, str(path))
-
-
-def parse_rules(text: str, name: str = "rules") -> RuleFile:
-    """As `load_rules`, from text."""
-    try:
-        node = yaml.compose(text, Loader=StrictLoader)
-        twice = list(_twice(node))
-        document = None if twice else yaml.load(text, Loader=StrictLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        cause = getattr(error, "problem", None) or str(error)
-        raise RuleFileError(f"{name}{line}: no YAML: {cause}", next_step="correct it") from None
-    problems = [f"{name}:{line}: {key!r} is there twice" for line, key in twice]
-    try:
-        if not problems:
-            return RuleFile.model_validate(document)
-    except ValidationError as error:
-        for detail in error.errors(include_url=False, include_input=False):
-            where = ".".join(str(part) for part in detail["loc"] if isinstance(part, str | int))
-            cause = detail["msg"].removeprefix("Value error, ")
-            problems.append(f"{name}:{_line(node, detail['loc'])}: {where or 'the file'}: {cause}")
-    raise RuleFileError("\n".join(problems), next_step="correct the lines named")
-
-
-def _line(node: yaml.Node | None, path: Sequence[str | int]) -> int:
-    line = node.start_mark.line + 1 if node is not None else 1
-    for part in path:
-        found: yaml.Node | None = None
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == part:
-                    line, found = key.start_mark.line + 1, value
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            found = node.value[part]
-            line = found.start_mark.line + 1
-        if found is None:
-            return line
-        node = found
-    return line
-
-
-def _twice(node: yaml.Node | None) -> Iterator[tuple[int, str]]:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                yield key.start_mark.line + 1, str(key.value)
-            seen.add(key.value)
-            yield from _twice(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _twice(item)

@@ -46,7 +46,7 @@ def test_a_token_speaks_for_its_principal(path):
     principal = opened(path).authenticate(f"Bearer {text}")
     assert principal == Principal(text.split("_")[1], "grafana", Role.OPERATOR, ("web-*", "db-?"))
     assert str(principal) == f"grafana ({text.split('_')[1]})"
-    assert [principal.allows(role) for role in Role] == [True, True, False]
+    assert [principal.allows(role) for role in Role] == [True, True, True, False]
     names = ("web-1", "db-1", "db-10", "WEB-1", "mail", "")
     assert [principal.allows_domain(name) for name in names] == [True, True, False, False, False, False]
     assert not principal.allows_every_domain
@@ -121,7 +121,7 @@ def test_a_file_broken_while_running_lets_nobody_in_until_it_is_corrected(path, 
         ("- 1", "its top"),
         ("tokens: 5", "tokens: Input should be a valid list"),
         ("token: []", "token: Extra inputs"),
-        ({"tokens": [entry(role="root")]}, "tokens.0.role: is not a role; roles are reader, operator, admin"),
+        ({"tokens": [entry(role="root")]}, "tokens.0.role: is not a role; roles are alerts, reader, operator, admin"),
         ({"tokens": [entry(role="READER")]}, "is not a role"),
         ({"tokens": [entry(role=3)]}, "is not a role"),
         ({"tokens": [entry(domains=[])]}, "tokens.0.domains"),
@@ -280,7 +280,7 @@ def test_the_command_finds_the_file_by_flag_state_folder_and_config_file(virtgau
     ("arguments", "part"),
     [
         (["create", "a"], "--role"),
-        (["create", "a", "--role=root"], "--role 'root' is not a role; roles are reader, operator, admin"),
+        (["create", "a", "--role=root"], "--role 'root' is not a role; roles are alerts, reader, operator, admin"),
         (["create", "a", "--role=reader", "--expires=soon"], "like 90d"),
         (["create", "a", "--role=reader", "--expires=9999999y"], "like 90d"),
         (["create", "a b", "--role=reader"], "malformed"),

@@ -20,7 +20,7 @@ from exporter.control.audit_metrics import AuditMetrics
 from exporter.control.control_metrics import ControlMetrics
 from exporter.control.folders import Folders
 from exporter.control.rule_metrics import RuleMetrics
-from exporter.control.rules import load_rules
+from exporter.control.rule_reading import load_rules
 from tests.samples import REPOSITORY
 
 # What Prometheus itself, and the client library on the exporter's page, add.
@@ -83,6 +83,7 @@ UNUSED_CONTROL = {
     "virtgauge_control_rule_run_seconds_total": "how long rules took; each record of the audit trail has its times",
     "virtgauge_control_rule_acts_retrying": "an act that is tried again is told by the audit trail; the ones that a "
                                             "person must see to are shown",
+    "virtgauge_control_rule_file_ok": "a mistake in it is told by 'rules check' before, by the log after",
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from exporter import monitoring_mixin
-from exporter.control.rules import load_rules
+from exporter.control.rule_reading import load_rules
 from tests import command_lines
 from tests.conftest import Golden
 from tests.grafana.alert_cases import ALWAYS, CASES, WEEK

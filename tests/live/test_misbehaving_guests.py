@@ -151,7 +151,7 @@ def alerting(
     webhooks: RecordedWebhooks, story: Story,
 ) -> Iterator[Alerting]:
     urls = {webhooks.url: "",
-            f"http://127.0.0.1:{story.service.port}/api/v1/alerts": story.service.tokens["operator"]}  # fmt: skip
+            f"http://127.0.0.1:{story.service.port}/api/v1/alerts": story.service.tokens["alerts"]}  # fmt: skip
     with Alerting(tmp_path_factory.mktemp("alerting"), hypervisor.read_only_uri, urls, KNOBS) as made:
         made.prometheus.wait_for('libvirt_domain_state{domain="victim",state="running"} == 1')
         yield made

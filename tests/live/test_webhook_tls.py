@@ -71,10 +71,10 @@ def test_alertmanager_over_tls(service: ControlService, tmp_path: Path) -> None:
     url = f"https://127.0.0.1:{service.port}/api/v1/alerts"
     failed = "alertmanager_notifications_failed_total"
     with (
-        alertmanager_server(tmp_path / "right", {url: service.tokens["operator"]}, tmp_path / "ca.pem") as right,
+        alertmanager_server(tmp_path / "right", {url: service.tokens["alerts"]}, tmp_path / "ca.pem") as right,
         alertmanager_server(tmp_path / "wrong", {url: "forged" * 8}, tmp_path / "ca.pem") as wrong,
         # It trusts the system's authorities, and ours is none of them.
-        alertmanager_server(tmp_path / "stranger", {url: service.tokens["operator"]}) as stranger,
+        alertmanager_server(tmp_path / "stranger", {url: service.tokens["alerts"]}) as stranger,
     ):
         for server in (right, wrong, stranger):
             server.start()

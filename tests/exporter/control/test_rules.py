@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ import pytest
 from exporter.command_rules import SHIPPED
 from exporter.control.errors import InvalidError
 from exporter.control.rule_openapi import EXAMPLE_ALERTS
-from exporter.control.rules import RuleFileError, load_rules, parse_rules
+from exporter.control.rule_reading import RuleFileError, load_rules, parse_rules
 from exporter.control.webhook import read_webhook
+from exporter.demonstration.programs import find_program
 
 GOOD = """\
 here: [instance = alpha]
@@ -59,14 +62,35 @@ def test_the_shipped_rules_are_good_and_off_each_for_a_shipped_alert() -> None:
     (with_rule("retry: {times: 0}"), "f:6: rules.0.retry.times"),
     (GOOD.replace("alertname = X", "alertname"), "f:4: rules.0.match.0: is no matcher"),
     (GOOD.replace("alertname = X", "'a =~ \"(\"'"), "f:4: rules.0.match.0: '(' is no regular expression"),
-    (GOOD.replace("domain.resume", "domain.undefine"), "f:5: rules.0.action: operation 'domain.undefine' is none"),
+    (GOOD.replace("domain.resume", "domain.undefine"), "f:5: rules.0.action.operation: 'domain.undefine' is none"),
     (GOOD.replace("domain.resume", "domain.start, parameters: {pause: true}"), "pause is unknown"),
     (GOOD.replace("domain.resume", "domain.start, parameters: {paused: 7}"), "paused 7"),
     (GOOD.replace("domain.resume}", "domain.reboot}\n    retry: {times: 2}"), "not safe to do twice"),
     (GOOD + GOOD.partition("rules:\n")[2], "two rules are named one"),
+    (GOOD.replace("domain.resume", "\n      domain.set-block-limit\n      , parameters: {device: {from_label: disk},\n"
+                  "      total_bytes_sec: lots}"), "f:8: rules.0.action.parameters.total_bytes_sec"),
+    (GOOD.replace("domain.resume", "domain.resume, parameters: {force: {from_label: x}}"), "takes no such parameter"),
+    (with_rule("expect: {state: [runing]}"), "'runing' is no state"),
+    (with_rule("expect: {reason: [ioerror]}"), "'ioerror' is no reason"),
+    (with_rule("undo: reverse"), "f:6: rules.0.undo: domain.resume cannot tell what leads back"),
+    (with_rule("undo:\n  operation: domain.undefine"), "f:7: rules.0.undo.operation: 'domain.undefine' is none"),
+    ("prometheus: ftp://x\n" + GOOD, "f:1: prometheus.url"),
+    ("alertmanager: {url: http://x, username: me}\n" + GOOD, "username and password_file belong together"),
+    (GOOD.replace("domain.resume", "domain.start, parameters: {paused: 2026-01-01}"), "paused"),
 ])  # fmt: skip
 def test_each_mistake_is_told_with_its_line(text: str, told: str) -> None:
     assert told in mistakes(text)
+
+
+def test_a_labels_text_is_read_as_the_parameters_type() -> None:
+    text = GOOD.replace("domain.resume", "domain.set-block-limit, parameters: {total_bytes_sec: {from_label: limit}}")
+    action = parse_rules(text).rules[0].action
+    assert action.resolved({"limit": "4096"}).model_dump()["total_bytes_sec"] == 4096
+    for wrong in ("", "4k", "-1", "0x10", "[1]", "null", "1e9", "\uff11"):
+        with pytest.raises(InvalidError, match="total_bytes_sec"):
+            action.resolved({"limit": wrong})
+    with pytest.raises(InvalidError, match="no label limit"):
+        action.resolved({})
 
 
 def test_several_mistakes_are_told_at_once() -> None:
@@ -82,6 +106,25 @@ def test_several_mistakes_are_told_at_once() -> None:
 def test_matchers_are_alertmanagers(matcher: str, labels: dict[str, str], matches: bool) -> None:
     rule = parse_rules(GOOD.replace("[alertname = X]", json.dumps([matcher]))).rules[0]
     assert rule.matches(labels) is matches
+
+
+def test_matchers_are_those_that_amtool_reads(tmp_path: Path) -> None:
+    """Debian's own Alertmanager is asked which of them match; escapes, quotes, absent labels, newlines."""
+    matchers = [r'a = "x\d"', r'a =~ "x\\d"', r'a =~ "x\\\\d"', r"a =~ x\\d", r"a = x\\d", "a = 'x'", 'a = "x\\ny"',
+                'a =~ "x|y"', "a =~ x.*", 'a !~ "x.*"', "a != x5", "b =", 'b = ""', 'b =~ ".*"', 'a=~"(?i)X5"',
+                r'a = "q\"q"', "a =~ 5"]  # fmt: skip
+    routes = [{"receiver": f"r{n}", "continue": True, "matchers": [text]} for n, text in enumerate(matchers)]
+    config = {"receivers": [{"name": name} for name in ("none", *(f"r{n}" for n in range(len(matchers))))],
+              "route": {"receiver": "none", "routes": routes}}  # fmt: skip
+    (tmp_path / "am.yml").write_text(json.dumps(config))
+    read = [parse_rules(GOOD.replace("[alertname = X]", json.dumps([text]))).rules[0] for text in matchers]
+    for value in (r"x\d", "x5", "'x'", "x\ny", "y", 'q"q', "X5", ""):
+        quoted = '"' + value.replace("\\", r"\\").replace('"', r'\"').replace("\n", r"\n") + '"'
+        asked = subprocess.run(
+            [find_program("amtool"), "config", "routes", "test", f"--config.file={tmp_path}/am.yml", f"a={quoted}"],
+            capture_output=True, text=True, check=True, timeout=30)  # fmt: skip
+        ours = [f"r{n}" for n, rule in enumerate(read) if rule.matches({"a": value})]
+        assert asked.stdout.strip().split(",") == (ours or ["none"]), value
 
 
 def test_a_window_over_midnight() -> None:

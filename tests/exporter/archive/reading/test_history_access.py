@@ -35,8 +35,8 @@ class Served:
     def __init__(self, port, path, guests, refusals):
         self.port, self.path, self.guests, self.refusals = port, path, guests, refusals
 
-    def token(self, *domains):
-        return create_token(self.path, f"t{len(domains)}", Role.READER, domains, datetime.now(UTC), None)[1]
+    def token(self, *domains, role=Role.READER):
+        return create_token(self.path, f"{role}{len(domains)}", role, domains, datetime.now(UTC), None)[1]
 
     def ask(self, path, token=None, body=None, **parameters):
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -90,6 +90,12 @@ def test_a_scope_limits_what_is_seen_by_name_by_uuid_in_lists_and_by_remote_read
     bodies = [served.ask("/api/v1/read", token, request)[1] for token in (everything, web)]
     answers = [bytes(snappy.decompress_raw(body)) for body in bodies]
     assert [(b"web1" in answer, b"db1" in answer) for answer in answers] == [(True, True), (True, False)]
+
+
+def test_a_token_that_sends_alerts_sees_nothing(served):
+    sender = served.token("*", role=Role.ALERTS)
+    statuses = [served.ask(path, sender, b"x" if path.endswith("read") else None)[0] for path in PATHS]
+    assert statuses == [403] * len(PATHS)
 
 
 def test_the_command_line_shows_its_token(served):
