@@ -52,10 +52,8 @@ function onGrid(values, scene) {
   return times.map((time) => [time, at.get(time) ?? 'NaN']);
 }
 
+// An answer without series has its two columns, too, as Grafana's has.
 function table(series, valueName) {
-  if (series.length === 0) {
-    return []; // a frame without fields, which merging leaves out
-  }
   const names = [...new Set(series.flatMap((one) => Object.keys(one.metric)))].sort();
   const field = (name, type, values) => ({ name, type, config: {}, values });
   return [{
