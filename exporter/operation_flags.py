@@ -69,7 +69,8 @@ def _option(name: str, kind: Mapping[str, Any], required: bool, taken: frozenset
     text = kind.get("description", "")
     default = kind.get("default")
     if default not in (None, "", [], {}) and not isinstance(default, bool):
-        text = f"{text} [default: {default:g}]" if isinstance(default, float) else f"{text} [default: {default}]"
+        shown = f"{default:g}" if isinstance(default, float) else str(default)
+        text = f"{text} [default: {shown}{'s' if name.endswith('_s') else ''}]"
     if required:
         text = f"{text} [required]"
     if kind.get("type") == "boolean":

@@ -105,7 +105,7 @@ class Runner:
             asked = dataclasses.replace(request, progress=told)
             result = self._counted(operation, reference, parameters, asked)
         except ControlError as error:
-            return self.jobs.finish(job, "failed", error.http_status, control_problem(error))
+            return self.jobs.finish(job, "failed", error.http_status, control_problem(error, request.actor.request_id))
         return self.jobs.finish(job, "succeeded", 200, result.model_dump(mode="json", exclude_none=True))
 
     def _counted(

@@ -214,6 +214,11 @@ class _Define(_Change[D], Generic[D]):
     def touched(self, call: Call, parameters: D) -> tuple[str, ...]:
         return (*super().touched(call, parameters), *_fields(parameters).parts)
 
+    def plan(self, call: Call, parameters: D) -> Plan:
+        there = call.subject.exists
+        warnings = [f"{call.subject.name} is defined already: its definition is replaced"] if there else []
+        return super().plan(call, parameters).model_copy(update={"warnings": warnings})
+
     def difference(self, call: Call, parameters: D) -> str:
         old = _definition(call.subject.handle) if call.subject.exists else ""
         new = interface_xml(_fields(parameters))
@@ -277,7 +282,9 @@ class Undefine(_Existing):
     def plan(self, call: Call, parameters: Changing) -> Plan:
         # Until it is committed it can be undone, so that nothing is lost.
         lost = [f"the definition of {call.subject.name}"] if parameters.commit else []
-        return super().plan(call, parameters).model_copy(update={"lost": lost})
+        up = bool(call.subject.handle.isActive())
+        warnings = ["it is up, and stays so until it is taken down or the host restarts"] if up else []
+        return super().plan(call, parameters).model_copy(update={"lost": lost, "warnings": warnings})
 
     def difference(self, call: Call, parameters: Changing) -> str:
         old = _definition(call.subject.handle).splitlines()

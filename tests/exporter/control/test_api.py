@@ -201,9 +201,11 @@ def test_an_idempotency_key_does_it_once_even_for_many_at_once(service):
 
 
 def test_a_failure_is_replayed_too(service):
-    for _ in range(2):
-        status = service.problem("POST", "/api/v1/interfaces:rollback", {}, Idempotency_Key="key r")
-        assert status == (409, "refused")
+    """As it was answered first, with the request that it was the answer to."""
+    first, again = (service.ask("POST", "/api/v1/interfaces:rollback", {}, Idempotency_Key="key r") for _ in range(2))
+    assert first == again
+    assert (first[0], first[1]["type"]) == (409, "urn:virtgauge:problem:refused")
+    assert first[1]["instance"].startswith("urn:virtgauge:request:")
 
 
 def test_the_command_line_and_the_api_exclude_each_other(service):

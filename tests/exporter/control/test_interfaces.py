@@ -103,10 +103,12 @@ def test_define_up_down_undefine(run, verb, document, name, kind):
     up = run("up", name)
     assert (up.before["active"], up.after["active"]) == (False, True)
     assert run("up", name).changed is False
+    assert "it is up" in run("undefine", name, dry_run=True).plan.warnings[0]
     assert run("down", name).after["active"] is False
     assert run("down", name).changed is False
     assert run("commit").after == {"change": {"open": False}}
     assert name in names(run)
+    assert run("undefine", name, dry_run=True).plan.warnings == []
     with pytest.raises(UnconfirmedError):
         run("undefine", name, commit=True)
     assert run("undefine", name, confirmed=name, commit=True).after == {"change": {"open": False}}
@@ -115,7 +117,9 @@ def test_define_up_down_undefine(run, verb, document, name, kind):
 
 
 def test_defining_an_existing_one_shows_the_difference(run):
-    diff = run("define-ethernet", dry_run=True, name="lan0", dhcp=True, override=True).plan.diff
+    plan = run("define-ethernet", dry_run=True, name="lan0", dhcp=True, override=True).plan
+    assert "is replaced" in plan.warnings[0]
+    diff = plan.diff
     assert "-    <ip address='192.0.2.5' prefix='24'/>" in diff
     assert "+    <dhcp />" in diff
 
