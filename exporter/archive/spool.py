@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from exporter.archive.errors import SpoolError
 
@@ -196,12 +197,13 @@ class Spool:
             if follower - 1 <= after or (segment.last and segment.last <= after):
                 continue
             try:
-                data = segment.path.read_bytes()
+                file = segment.path.open("rb")
             except FileNotFoundError:  # dropped meanwhile
                 continue
-            for _, frame in _scan(data):
-                if after < frame.number <= durable:
-                    yield frame
+            with file:
+                for _, frame in _frames_in(file):
+                    if after < frame.number <= durable:
+                        yield frame
 
     # ---- acknowledging
 
@@ -266,10 +268,11 @@ class Spool:
     def _recover(self) -> None:
         paths = sorted(path for path in self.folder.iterdir() if path.suffix == _SUFFIX and path.stem.isdigit())
         for path in paths:
-            data = path.read_bytes()
-            if data[:len(_SEGMENT_MAGIC)] == _SEGMENT_MAGIC and len(data) >= _SEGMENT_HEADER_BYTES:
-                self.name = self.name or data[len(_SEGMENT_MAGIC):_SEGMENT_HEADER_BYTES]
-            self._recover_segment(path, data, is_last=path is paths[-1])
+            with path.open("rb") as file:
+                head = file.read(_SEGMENT_HEADER_BYTES)
+                if head.startswith(_SEGMENT_MAGIC) and len(head) == _SEGMENT_HEADER_BYTES:
+                    self.name = self.name or head[len(_SEGMENT_MAGIC):]
+                self._recover_segment(path, file, is_last=path is paths[-1])
         self.name = self.name or secrets.token_bytes(_NAME_BYTES)
         numbers = [segment.last for segment in self._segments] + [self.acknowledged]
         if paths:
@@ -278,21 +281,21 @@ class Spool:
         self.next_number = max(numbers) + 1
         self.durable_number = self.next_number - 1
 
-    def _recover_segment(self, path: Path, data: bytes, is_last: bool) -> None:
+    def _recover_segment(self, path: Path, file: BinaryIO, is_last: bool) -> None:
         if is_last:
             _sync_file(path)  # what a killed process wrote and did not sync is read below, so it must be safe
-        segment = _Segment(path, int(path.stem), len(data))
+        segment = _Segment(path, int(path.stem), os.fstat(file.fileno()).st_size)
         end, covered = _SEGMENT_HEADER_BYTES, _SEGMENT_HEADER_BYTES
-        for at, frame in _scan(data):
+        for at, frame in _frames_in(file):
             if at > end:
                 self.counts.damaged_stretches += 1
             end = covered = at + _FRAME.size + len(frame.payload)
             segment.samples += frame.samples
             segment.last = frame.number
-        if covered < len(data):
+        if covered < segment.size:
             self.counts.damaged_stretches += 1
             log.warning("the end of a spool segment is torn; what was safe is kept",
-                        extra={"file": str(path), "unreadable_bytes": len(data) - covered})
+                        extra={"file": str(path), "unreadable_bytes": segment.size - covered})
             if is_last:
                 os.truncate(path, covered)
                 segment.size = covered
@@ -310,9 +313,37 @@ class SpoolFullError(OSError):
         self.samples = samples
 
 
-def _scan(data: bytes) -> Iterator[tuple[int, Frame]]:
-    """(place, frame) of each frame whose CRC is right, with numbers that rise; looks on behind damage."""
+def _frames_in(file: BinaryIO) -> Iterator[tuple[int, Frame]]:
+    """(place, frame) of each frame whose CRC is right, with numbers that rise; looks on behind damage.
+
+    One frame is in memory at a time, unless there is damage: then what is left of the segment.
+    """
     at, last = _SEGMENT_HEADER_BYTES, 0
+    while True:
+        file.seek(at)
+        head = file.read(_FRAME.size)
+        frame = _frame_at(head + file.read(_length_in(head)), 0)
+        if frame is None or frame.number <= last:
+            break
+        yield at, frame
+        last = frame.number
+        at += _FRAME.size + len(frame.payload)
+    file.seek(at)
+    for place, frame in _scan(file.read(), last):
+        yield at + place, frame
+
+
+def _length_in(head: bytes) -> int:
+    """How long a frame's payload is; 0 where its head is none."""
+    if len(head) < _FRAME.size or not head.startswith(_FRAME_MAGIC):
+        return 0
+    length: int = _FRAME.unpack(head)[1]
+    return length if length <= _LONGEST_FRAME else 0
+
+
+def _scan(data: bytes, last: int) -> Iterator[tuple[int, Frame]]:
+    """As `_frames_in`, of bytes that begin anywhere."""
+    at = 0
     while (at := data.find(_FRAME_MAGIC, at)) >= 0:
         frame = _frame_at(data, at)
         if frame is None or frame.number <= last:

@@ -148,10 +148,11 @@ def sending(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 def memory(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """RSS that the archive adds: its code, then at work, in an outage of hours and while that is replayed."""
-    import numpy as np  # noqa: F401  the exporter has these without an archive
+    import exporter.command_exporter
+    import exporter.server
+    import exporter.service
 
-    import collectors.sampler  # noqa: F401
-
+    assert "pymongo" not in sys.modules
     bare = resident_mib()
     import exporter.archive.archive
     from exporter.archive.embedded import EmbeddedServer

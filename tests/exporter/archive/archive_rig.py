@@ -127,6 +127,11 @@ class CuttingProxy:
         """From now on nothing goes to the server any more, or nothing comes back from it."""
         self._held = to_server
 
+    def release(self) -> None:
+        """Everything goes through again, on new connections."""
+        self._held = None
+        self._cut()
+
     def close(self) -> None:
         self._listening.close()
         self._cut()
