@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from .bulk import GROUP_BITS
 from .connection import Session
 from .domain_groups import domain_subject, read_whole
+from .domain_lists import unless_gone
 from .domain_xml import DomainXMLError, parse
 from .fields import Collector, Declaration, Field, Kind
 from .inventory import Inventory
@@ -64,9 +66,9 @@ class BackingSource:
 
 def _images(session: Session, uuid: str) -> dict[str, tuple[int, ...]]:
     """The numbers of each disk's own images; read anew, since no event tells that a copy has begun."""
+    texts = [unless_gone(partial(domain.XMLDesc, 0)) for domain in session.domains((uuid,))]
     try:
-        return {disk.target_device: disk.images for domain in session.domains((uuid,))
-                for disk in parse(domain.XMLDesc(0)).disks}
+        return {disk.target_device: disk.images for text in texts if text is not None for disk in parse(text).disks}
     except DomainXMLError:
         return {}
 

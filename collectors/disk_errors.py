@@ -12,7 +12,7 @@ from typing import Any
 from .connection import Session
 from .domain import reason_name, state_name
 from .domain_groups import domain_subject
-from .domain_lists import domains_having, lookup
+from .domain_lists import domains_having, lookup, unless_gone
 from .event_names import named
 from .fields import Collector, Constant, Info
 from .inventory import Inventory
@@ -55,7 +55,7 @@ class DiskErrorSource:
         domain = lookup(session, part.uuid)
         if domain is None or not _by_error(domain):
             return
-        errors = session.support.ask("diskErrors", domain.diskErrors) or {}
+        errors = unless_gone(lambda: session.support.ask("diskErrors", domain.diskErrors)) or {}
         constants = tuple(Constant(ERROR_INFO, (("target_device", disk), ("error", named(_ERRORS, code))))
                           for disk, code in sorted(errors.items())[:_MOST_DISKS] if code)
         if constants:
@@ -64,7 +64,8 @@ class DiskErrorSource:
 
 def _by_error(domain: Any) -> bool:
     """Whether an I/O error paused it; a call that never waits."""
-    if domain is None:
+    found = unless_gone(domain.state) if domain is not None else None
+    if found is None:
         return False
-    state, reason = domain.state()
+    state, reason = found
     return (state_name(state), reason_name(state, reason)) == ("paused", "io_error")

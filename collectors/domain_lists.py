@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import libvirt
 
 from .connection import Session
 from .owner_metadata import cut
 from .periodic import RunningDomain, Scope
+
+Answer = TypeVar("Answer")
+_GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT,
+         getattr(libvirt, "VIR_ERR_NO_DOMAIN_CHECKPOINT", -1))  # the last one is of newer versions
 
 HAVING: Mapping[str, int] = {"persistent": 1 << 2, "paused": 1 << 5, "managed-save": 1 << 8, "autostart": 1 << 10,
                              "snapshots": 1 << 12, "checkpoints": 1 << 14}
@@ -40,9 +44,14 @@ def _domains(session: Session, scope: Scope, flags: int) -> list[RunningDomain]:
 
 def lookup(session: Session, uuid: str) -> Any:
     """The domain, None where it is gone."""
+    return unless_gone(lambda: session.connection.lookupByUUIDString(uuid))
+
+
+def unless_gone(call: Callable[[], Answer]) -> Answer | None:
+    """The call's answer; None where what it asks of is gone meanwhile, or stopped."""
     try:
-        return session.connection.lookupByUUIDString(uuid)
+        return call()
     except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
-        raise
+        if error.get_error_code() not in _GONE:
+            raise
+        return None

@@ -99,8 +99,8 @@ class Inventory:
     """Cache of the running domains' Definitions and their constant series.  Any thread, unless a method says.
 
     Each invalidation counts an epoch up and marks what it concerns with it.  An entry is good if it was read at
-    an epoch not below its marks, so that an event that comes while the XML is on its way is not lost; and if it
-    is younger than MOST_AGE_S.
+    an epoch not below its marks, so that an event that comes while the XML is on its way is not lost; and, of a
+    running domain, if it is younger than MOST_AGE_S.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic,
@@ -195,7 +195,7 @@ class Inventory:
     def _good(self, key: Key) -> bool:
         entry = self._entries.get(key)
         return (entry is not None and entry.epoch >= max(self._all_mark, self._marks.get(key[0], 0))
-                and self._clock() - entry.read_at_s < MOST_AGE_S)
+                and (key[1] < 0 or self._clock() - entry.read_at_s < MOST_AGE_S))
 
     def _read(self, session: Session, domain: libvirt.virDomain, key: Key, epoch: int) -> None:
         read_at_s = self._clock()

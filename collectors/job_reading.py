@@ -16,7 +16,7 @@ from typing import Any
 
 import libvirt
 
-from .connection import Session
+from .connection import ConnectionDownError, Session
 from .domain_groups import domain_subject
 from .domain_lists import all_domains, lookup
 from .event_names import JOB_OPERATIONS, named
@@ -88,29 +88,39 @@ class JobSource:
         self._find_ended(session, scope)
         keys = {(domain.uuid, domain.id) for domain in (*scope.running, *self._ended.values())}
         self._last = {key: last for key, last in self._last.items() if key in keys}
-        self._busy &= {uuid for uuid, _ in keys}
+        self._busy &= {domain.uuid for domain in scope.running}
         with self._lock:
             self._known = {key: known for key, known in self._known.items() if key in keys}
         return (*scope.healthy, *self._ended.values())
 
     def _find_ended(self, session: Session, scope: Scope) -> None:
-        """Those of the domains that do not run which may have a last job: all at first, then those of events."""
-        with self._lock:
-            touched, every, self._all_ended = set(self._touched), self._all_ended, False
+        """Those of the domains that do not run which may have a last job.
+
+        All at first, and where events may have been missed; then those that ran before, or of which an event spoke.
+        """
         running = {domain.uuid for domain in scope.running}
+        with self._lock:
+            every, self._all_ended = self._all_ended, False
+            doubtful = self._touched | {uuid for uuid, id_ in self._known if id_ >= 0}
         try:
             if every:
                 self._ended = {d.uuid: d for d in all_domains(session, scope) if d.id < 0}
-            for uuid in self._ended.keys() & running:
-                del self._ended[uuid]
-            for uuid in touched - running - self._ended.keys():
-                domain = lookup(session, uuid)
-                if domain is not None and not domain.isActive() and scope.wants(uuid, cut(domain.name())):
-                    self._ended[uuid] = RunningDomain(uuid, -1, cut(domain.name()))
-        except libvirt.libvirtError:
+            self._ended = {uuid: domain for uuid, domain in self._ended.items() if uuid not in running}
+            for uuid in doubtful - running - self._ended.keys():
+                self._look_whether_ended(session, scope, uuid)
+        except (libvirt.libvirtError, ConnectionDownError):
             with self._lock:
                 self._all_ended = True
             raise
+
+    def _look_whether_ended(self, session: Session, scope: Scope, uuid: str) -> None:
+        domain = lookup(session, uuid)
+        name = cut(domain.name()) if domain is not None else ""
+        if domain is None or not scope.wants(uuid, name):
+            with self._lock:
+                self._touched.discard(uuid)
+        elif not domain.isActive():  # else it was started since the last sample
+            self._ended[uuid] = RunningDomain(uuid, -1, name)
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
         assert isinstance(part, RunningDomain)

@@ -10,7 +10,7 @@ from typing import Any
 
 from .connection import Session
 from .domain_groups import domain_subject
-from .domain_lists import all_domains, domains_having, lookup
+from .domain_lists import all_domains, domains_having, lookup, unless_gone
 from .fields import Collector, Declaration, Field, Kind
 from .inventory import Inventory
 from .periodic import RunningDomain, Scope
@@ -71,7 +71,8 @@ class SnapshotSource:
             if part.uuid not in self._having[many]:
                 continue
             listing = getattr(domain, _LISTING[many], None)
-            found = session.support.ask(_LISTING[many], partial(listing, 0)) if listing is not None else None
+            found = unless_gone(partial(session.support.ask, _LISTING[many], partial(listing, 0))) if (
+                listing is not None) else None
             if not found:
                 continue
             stats[f"{many}.count"] = len(found)
@@ -88,7 +89,7 @@ class SnapshotSource:
             name = str(one.getName())
             created = known.get(name)
             if created is None:
-                match = _CREATED.search(one.getXMLDesc(0))
+                match = _CREATED.search(unless_gone(partial(one.getXMLDesc, 0)) or "")
                 created = int(match.group(1)) if match else 0
             times[name] = created
         self._created[key] = times

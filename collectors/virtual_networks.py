@@ -103,9 +103,15 @@ class NetworkSource:
         found = session.support.ask("listAllInterfaces", lambda: connection.listAllInterfaces(0))
         for interface in found or []:
             name = str(interface.name())
+            try:
+                active, mac = interface.isActive(), str(interface.MACString() or "")
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_INTERFACE:
+                    raise
+                continue  # a container's, say, that went meanwhile
             subject = Subject("interface", (name,), (("interface", name),))
-            info = Series(INTERFACE_INFO, (("mac", str(interface.MACString() or "")),))
-            yield Record(subject, self.collector, {"interface.active": interface.isActive()}, read_at_s, (info,))
+            info = Series(INTERFACE_INFO, (("mac", mac),))
+            yield Record(subject, self.collector, {"interface.active": active}, read_at_s, (info,))
 
 
 def _bridge(network: Any) -> str:

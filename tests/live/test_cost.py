@@ -253,6 +253,45 @@ def test_a_domain_that_is_off_costs_one_look_at_its_last_job(hypervisor: Private
         writer.close()
 
 
+def test_a_job_that_ended_its_guest_is_found_whatever_the_last_sample_knew(hypervisor: PrivateHypervisor) -> None:
+    """An event comes at once, while a sample may be fifteen seconds old."""
+    calls: Counter[str] = Counter()
+    writer = libvirt.open(hypervisor.uri)
+    domain = writer.defineXML(domain_xml(hypervisor, 91, "qemu"))
+    session = Session(CountingOpener(hypervisor.read_only_uri, calls))
+    try:
+        domain.create()
+        uuid, now_s = domain.UUIDString(), [1000.0]
+        running = Scope((RunningDomain(uuid, domain.ID(), domain.name()),))
+        source = JobSource(Inventory(), lambda: now_s[0])
+        look(source, session, running)
+        domain.managedSave()
+        source.invalidate(uuid)
+        look(source, session, running)
+        records = [record for part in source.parts(session, Scope()) if part.uuid == uuid
+                   for record in source.read(session, part)]
+        info, = (dict(c.labels) for r in records for c in r.constants if c.name == "libvirt_domain_job_last_info")
+        assert (info["operation"], info["result"]) == ("save", "completed")
+        calls.clear()
+        for _ in range(8):
+            now_s[0] += 15
+            look(source, session, Scope())
+        assert calls == {}  # neither it nor anything else that is off is asked again
+        domain.managedSaveRemove(0)
+        domain.undefine()
+        source.invalidate(uuid)
+        look(source, session, Scope())
+        calls.clear()
+        look(source, session, Scope())
+        assert calls == {}  # nor is it looked for once it is gone
+    finally:
+        session.close()
+        for known in writer.listAllDomains(0):
+            if known.UUIDString() == domain.UUIDString():
+                known.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+        writer.close()
+
+
 def test_a_served_domain_costs_few_calls_beside_the_sampling(
         logging_hypervisor: PrivateHypervisor, start_exporter: StartExporter) -> None:
     (logging_hypervisor.folder / "images/halt.rom").write_bytes(firmware())
