@@ -17,13 +17,13 @@ VCPU = Collector(
               "Seconds the vCPU's thread ran on the host (libvirt vcpu.<n>.time, nanoseconds).",
               NANOSECOND, "vcpu", archive="time_ns"),
         Field("vcpu.<n>.wait", "libvirt_domain_vcpu_wait_seconds_total", Kind.COUNTER,
-              "Seconds the vCPU's thread waited on I/O or slept (libvirt vcpu.<n>.wait, nanoseconds); absent where "
-              "libvirt cannot read it and says 0.",
-              NANOSECOND, "vcpu", archive="wait_ns", since="9.0.0", zero_is_unknown=True),
+              "Seconds the vCPU's thread was ready and waited for a pCPU, by the scheduler's statistics, which must be "
+              "on (libvirt vcpu.<n>.wait, nanoseconds); absent where libvirt cannot read it and says 0.",
+              NANOSECOND, "vcpu", archive="wait_ns", since="1.3.3", zero_is_unknown=True),
         Field("vcpu.<n>.delay", "libvirt_domain_vcpu_delay_seconds_total", Kind.COUNTER,
               "Seconds the vCPU's thread was ready to run and had no pCPU: steal (libvirt vcpu.<n>.delay, "
               "nanoseconds).",
-              NANOSECOND, "vcpu", archive="delay_ns", since="9.0.0"),
+              NANOSECOND, "vcpu", archive="delay_ns", since="7.2.0"),
         Field("vcpu.<n>.guest", "libvirt_domain_vcpu_guest_seconds_total", Kind.COUNTER,
               "Seconds of its run time in which the vCPU ran the guest's own code; the rest went into exits and "
               "emulation, all of it without KVM (thread's stat file, field 43, as vcpu.<n>.guest, nanoseconds).",

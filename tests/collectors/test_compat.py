@@ -22,11 +22,13 @@ from exporter.exposition import Exposition
 from tests.samples import (
     REPOSITORY,
     SYNTHETIC,
+    builder,
     captured,
     captured_xml,
     computed_rows,
     exporter_record,
     record,
+    series,
     snapshot,
     values_of,
 )
@@ -204,6 +206,16 @@ def test_the_protocol_of_a_network_disk() -> None:
     found = {dict(c.labels)["target_device"]: dict(c.labels)["source_protocol"]
              for c in renamed(["inovex"])(constants(parse(xml))) if c.name == "libvirt_domain_block_stats_info"}
     assert found == {"vda": "rbd", "vdb": ""}
+
+
+def test_the_state_of_vcpus_whose_times_the_kernel_tells() -> None:
+    """libvirt, asked, says 1 for each that is plugged in; with the kernel's figures it is not asked."""
+    kernel, = with_old_numbers([record({"vcpu.current": 2, "vcpu.0.time": 5, "vcpu.10.time": 6}, source="kernel")])
+    compat = compat_collector(["tinkoff"])
+    assert compat is not None
+    found = series(builder([*COLLECTORS, compat]).batch(snapshot(kernel)))
+    assert {name: value for name, value in found.items() if "vcpu_state" in name} == {
+        f'libvirt_domain_vcpu_state{{domain="guest",vcpu="{number}"}}': 1 for number in ("0", "10")}
 
 
 def test_nothing_is_added_unless_asked_for() -> None:
