@@ -102,10 +102,11 @@ class JobSource:
         with self._lock:
             every, self._all_ended = self._all_ended, False
             doubtful = self._touched | {uuid for uuid, id_ in self._known if id_ >= 0}
+            without = {uuid for (uuid, id_), known in self._known.items() if id_ < 0 and known.record is None}
         try:
             if every:
                 self._ended = {d.uuid: d for d in all_domains(session, scope) if d.id < 0}
-            self._ended = {uuid: domain for uuid, domain in self._ended.items() if uuid not in running}
+            self._ended = {uuid: d for uuid, d in self._ended.items() if uuid not in running | without}
             for uuid in doubtful - running - self._ended.keys():
                 self._look_whether_ended(session, scope, uuid)
         except (libvirt.libvirtError, ConnectionDownError):
