@@ -7,20 +7,26 @@ asked of them; by metadata once their XML is known; devices, and domains beyond 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from .domain_xml import Definition
 from .snapshot import Record, Subject, Value
 
 log = logging.getLogger(__name__)
 
-Pattern = re.Pattern[str]
 Details = Callable[[str, int], Definition | None]
 _DEVICE_KINDS = ("block.", "net.", "blockjob.", "backing.")
 _DEVICE_LABEL = "target_device"
 MOST_NAMED = 5
+
+
+class Pattern(Protocol):
+    """A regular expression: Python's own, or another that matches whole texts."""
+
+    def fullmatch(self, string: str, /) -> object:
+        """Something true where all of the text matches."""
 
 
 @dataclass(frozen=True, slots=True)

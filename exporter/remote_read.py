@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from exporter.errors import UsageError
+from exporter.expressions import Expression
 
 MOST_REQUEST_BYTES = 1 << 20
 """A request is some label matchers; Prometheus's own are below 1 KiB."""
-_MOST_PATTERN_CHARACTERS = 10_000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -41,7 +42,7 @@ class Matcher:
         """Raises UsageError for a pattern that RE2 does not take."""
         if self.type in (MatchType.EQUAL, MatchType.NOT_EQUAL):
             return (value == self.value) is (self.type is MatchType.EQUAL)
-        return (_pattern(self.value).fullmatch(value) is not None) is (self.type is MatchType.REGEX)
+        return _expression(self.value).fullmatch(value) is (self.type is MatchType.REGEX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +93,11 @@ def response(results: Sequence[Sequence[TimeSeries]]) -> bytes:
     return bytes(snappy.compress_raw(b"".join(_message(1, _query_result(series)) for series in results)))
 
 
-def _pattern(text: str):  # type: ignore[no-untyped-def]
-    # RE2, as Prometheus itself: the same syntax, and linear in time whatever the pattern.
-    import re2
-
-    if len(text) > _MOST_PATTERN_CHARACTERS:
-        raise UsageError(f"a label pattern is longer than {_MOST_PATTERN_CHARACTERS} characters; make it shorter")
-    options = re2.Options()
-    options.log_errors = False
-    options.dot_nl = True
+@lru_cache(64)
+def _expression(text: str) -> Expression:
     try:
-        return re2.compile(text, options=options)
-    except re2.error as error:
+        return Expression(text)
+    except ValueError as error:
         raise UsageError(f"label pattern {text[:80]!r} is no RE2 expression: {error}") from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,7 @@ from collectors.snapshot import Record
 from collectors.target import Target
 
 from .config import FilterSettings, Settings
+from .expressions import Expression
 from .metrics_app import exporter_application
 from .page import TargetPage, process_registry
 from .refusals import Refusals
@@ -186,7 +186,7 @@ def archive_collectors() -> tuple[Collector, ...]:
 def filters_of(settings: FilterSettings) -> Filters:
     """The choices of the settings, their regular expressions compiled."""
     def choice(include: str | None, exclude: str | None) -> Choice:
-        return Choice(re.compile(include) if include else None, re.compile(exclude) if exclude else None)
+        return Choice(Expression(include) if include else None, Expression(exclude) if exclude else None)
 
     return Filters(choice(settings.domain_include, settings.domain_exclude),
                    choice(settings.uuid_include, settings.uuid_exclude),

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, InstanceOf
 
+from exporter.expressions import Expression
 from exporter.listening import ListenAddress
 from exporter.nearest import nearest
 
@@ -198,14 +199,14 @@ def parse_listen_address(value: object) -> ListenAddress:
 def check_regex(value: str) -> str:
     """The text itself; raises ValueError where it is no regular expression."""
     try:
-        re.compile(value)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"is not a regular expression ({error})") from error
+        Expression(value)
+    except ValueError as error:
+        raise ValueError(f"is not a regular expression of RE2 ({error})") from error
     return value
 
 
 Regex = Annotated[str, AfterValidator(check_regex)]
-"""A regular expression, checked, kept as text; Python's syntax, matched against whole texts."""
+"""A regular expression, checked, kept as text; see `exporter.expressions`."""
 
 
 def parse_off(value: object) -> object:

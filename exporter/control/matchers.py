@@ -6,9 +6,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+
+from exporter.expressions import Expression
 
 _MATCHER = re.compile(r'\s*([A-Za-z_][A-Za-z0-9_]*)\s*(=~|!~|!=|=)\s*(?:"((?:[^"\\]|\\.)*)"|([^"\s]\S*))?\s*', re.S)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+
+
+@lru_cache(256)
+def _expression(text: str) -> Expression:
+    return Expression(text, over_lines=False)
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Matcher:
         found = labels.get(self.label, "")
         if self.sign in ("=", "!="):
             return (found == self.value) is (self.sign == "=")
-        return (re.fullmatch(self.value, found) is not None) is (self.sign == "=~")
+        return _expression(self.value).fullmatch(found) is (self.sign == "=~")
 
     def __str__(self) -> str:
         return f"{self.label} {self.sign} {json.dumps(self.value)}"
@@ -40,8 +48,8 @@ def read_matcher(text: object) -> object:
     value = _unescaped(quoted if quoted is not None else plain or "")
     if "~" in sign:
         try:
-            re.compile(value)
-        except re.error as error:
+            _expression(value)
+        except ValueError as error:
             raise ValueError(f"{value!r} is no regular expression ({error})") from None
     return Matcher(label, sign, value)
 
