@@ -129,7 +129,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _tell(message: str) -> None:
-    for line in message.splitlines():
+    from exporter.setting_types import mask_passwords  # what it needs is loaded by every command that can fail so
+
+    for line in mask_passwords(message).splitlines():
         click.echo(f"virtgauge: error: {line}", err=True)
 
 

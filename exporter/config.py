@@ -41,7 +41,7 @@ class LibvirtSettings(Section):
     uri: LibvirtUri | None = Field(
         default=None,
         description="libvirt connection URI, like qemu:///system.",
-        json_schema_extra={"default_text": "LIBVIRT_DEFAULT_URI, else qemu:///system"},
+        json_schema_extra={"default_text": "LIBVIRT_DEFAULT_URI, else qemu:///system", "may_hold_password": True},
     )
 
 
@@ -160,7 +160,7 @@ class ControlSettings(Section):
         default=(),
         description="Host that guests may be migrated to: NAME=URI, or 'NAME=URI tcp://HOST' for the memory's way;"
         " repeatable.",
-        json_schema_extra={"default_text": "none"},
+        json_schema_extra={"default_text": "none", "may_hold_password": True},
     )
 
 

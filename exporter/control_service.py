@@ -46,7 +46,7 @@ from exporter.control.startup import control_folders, recover
 from exporter.page import process_registry
 from exporter.refusals import Refusals
 from exporter.server import front_of, listening_sockets, serve_sockets
-from exporter.tokens import Principal, TokenFile
+from exporter.tokens import Principal, TokenFile, mask_tokens
 
 if TYPE_CHECKING:
     from exporter.archive.trail_archive import TrailArchive
@@ -178,8 +178,9 @@ class _AuditedRefusals:
     def told(self, principal: Principal | None, scope: Scope, reason: str, message: str) -> None:
         """One refusal; called in the event loop."""
         facts: dict[str, str | int] = {
-            "way": "api", "reason": reason, "path": str(scope["path"])[:200], "method": str(scope["method"])[:20],
-            "client": str((scope.get("client") or ("",))[0]), "message": message,
+            "way": "api", "reason": reason, "path": mask_tokens(str(scope["path"]))[:200],
+            "method": str(scope["method"])[:20], "client": str((scope.get("client") or ("",))[0]),
+            "message": mask_tokens(message),
         }  # fmt: skip
         if principal is not None:
             facts["actor"] = str(principal)

@@ -41,6 +41,8 @@ def history_rows(
     `exporter` is its URL, None to leave it out; `token` is shown to it. Raises UsageError for a wrong
     question, VirtgaugeError where neither answers.
     """
+    if exporter and "@" in exporter.partition("://")[2].partition("/")[0]:
+        raise UsageError("--exporter holds a user or password, which ps shows; a token is read from history.token")
     question = absolute(question, time.time())
     fields.all_named(question.fields)
     without = "" if exporter else "database, without what is not archived yet"

@@ -15,6 +15,9 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
+from exporter.setting_types import mask_passwords
+from exporter.tokens import mask_tokens
+
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 _LEVEL_NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn", logging.ERROR: "error"}
 
@@ -22,8 +25,6 @@ _LEVEL_NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _BARE = re.compile(r"[^\s\"=\\\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _UNSAFE_KEY = re.compile(r"[^A-Za-z0-9_.\[\]-]")
-# user:password@ in any URI that finds its way into a message or an error's text.
-_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 _PACKAGES = ("exporter", "collectors")
 _FOREIGN = ("uvicorn", "asyncio", "pymongo")
 
@@ -54,11 +55,11 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line; every value is text, as in the logfmt form."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(_texts(record), ensure_ascii=False)
+        return _escaped(_texts(record))
 
 
 def _texts(record: logging.LogRecord) -> dict[str, str]:
-    """The record's keys and texts in the order of the line, passwords in URIs masked."""
+    """The record's keys and texts in the order of the line, passwords in URIs and tokens masked."""
     when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     texts = {
         "ts": when,
@@ -71,7 +72,7 @@ def _texts(record: logging.LogRecord) -> dict[str, str]:
     if record.exc_info and record.exc_info[1] is not None:
         texts.setdefault("error", f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}")
         texts["traceback"] = logging.Formatter().formatException(record.exc_info)
-    return {key: _PASSWORD.sub(r"\1***@", text) for key, text in texts.items()}
+    return {key: mask_tokens(mask_passwords(text)) for key, text in texts.items()}
 
 
 def _component(logger: str) -> str:
@@ -90,6 +91,11 @@ def _quoted(text: str) -> str:
     """Bare where it can be; else in quotes with everything escaped that could forge a line."""
     if _BARE.fullmatch(text):
         return text
-    quoted = json.dumps(text, ensure_ascii=False)
+    return _escaped(text)
+
+
+def _escaped(value: object) -> str:
+    """The value as JSON in one line, whoever reads the line."""
+    quoted = json.dumps(value, ensure_ascii=False)
     # JSON leaves these alone, yet terminals and line readers do not.
     return re.sub(r"[\x7f-\x9f\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", quoted)

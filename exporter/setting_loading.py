@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from exporter.setting_sources import Given, read_environment, read_file, read_fl
 from exporter.setting_types import format_duration, holds_password, mask_passwords
 
 MASK = "<secret>"
+
+_PLAIN_URI = re.compile(r"[a-z0-9+]+:/*[A-Za-z0-9./-]*")
 
 SettingsModel = TypeVar("SettingsModel", bound=Settings)
 
@@ -55,8 +58,9 @@ def _refuse_passwords(flags: dict[str, Given], known: Mapping[str, Setting], pro
     for key, found in list(flags.items()):
         if known[key].may_hold_password and holds_password(found.value):
             del flags[key]
+            also = ", the file or archive.password_file" if key == "archive.uri" else " or the file"
             problems.append(f"{key} ({found.origin}): a flag must not hold a password, since everyone on the machine "
-                            f"can read it; use {known[key].environment}, the file or archive.password_file")
+                            f"can read it; use {known[key].environment}{also}")
 
 
 def default_state_directory(environ: Mapping[str, str], is_root: bool) -> Path:
@@ -88,11 +92,16 @@ def _plain_section(section: BaseModel) -> dict[str, Any]:
             tree[name] = MASK if value is not None else None
         elif isinstance(value, float) and is_duration(field.metadata):
             tree[name] = format_duration(value)
-        elif isinstance(value, str):
-            tree[name] = mask_passwords(value)
         elif not field.exclude:
-            tree[name] = plain(value)
+            tree[name] = _masked(plain(value))
     return tree
+
+
+def _masked(value: object) -> object:
+    """A setting's plain value without the passwords of URIs in it."""
+    if isinstance(value, list):
+        return [_masked(item) for item in value]
+    return mask_passwords(value) if isinstance(value, str) else value
 
 
 def _collector_switches(
@@ -140,8 +149,8 @@ def _problem(detail: ErrorDetails, given: Mapping[str, Given], known: Mapping[st
     if key not in known:
         return f"{key}: {cause}; correct it"
     setting, origin = known[key], given[key].origin if key in given else "default"
-    # A malformed URI is not shown either: nobody knows where in it the password is.
-    hidden = setting.secret or setting.may_hold_password
+    # A malformed URI is not shown either, unless it is too plain for a password: nobody knows where in it that is.
+    hidden = setting.secret or (setting.may_hold_password and not _PLAIN_URI.fullmatch(str(detail["input"])))
     got = "a value that is not shown" if hidden else _shown(detail["input"])
     return f"{key} ({origin}): {got} {cause}; correct it or leave it out for the default ({setting.default_text})"
 

@@ -85,7 +85,8 @@ def _check_host(value: str) -> None:
         # The port is checked only when it is asked for.
         host, _port = uri.hostname, uri.port
     except ValueError as error:
-        raise ValueError(f"has a malformed host or port ({error}); {_URI_FORM}") from error
+        # Its own words may quote a password that stands where the port belongs.
+        raise ValueError(f"has a malformed host or port; {_URI_FORM}") from error
     if uri.netloc and not host:
         raise ValueError(f"has no host between // and the path; {_URI_FORM}")
 
@@ -102,7 +103,7 @@ def parse_migration_destination(value: object) -> str:
     name, uri, stream = found.groups()
     parse_libvirt_uri(uri)
     if stream and not _STREAM.fullmatch(stream):
-        raise ValueError(f"has a malformed way for the memory ({stream!r}); write it like tcp://192.0.2.7")
+        raise ValueError("has a malformed way for the memory behind its URI; write it like tcp://192.0.2.7")
     return f"{name}={uri} {stream}" if stream else f"{name}={uri}"
 
 
@@ -116,13 +117,15 @@ def distinct_destinations(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _SECRET_OPTION = re.compile(r"((?:password|session_token)[=:])[^&,\s]+", re.IGNORECASE)
-_USER_INFO = re.compile(r"(mongodb(?:\+srv)?://[^:@/\s]*:)[^@\s]*@")
+# A MongoDB password may hold an unescaped slash by mistake; with other URIs, what follows one is a path. Nothing here
+# looks further than a password is long: logs bring texts that others wrote.
+_USER_INFO = re.compile(r"(mongodb(?:\+srv)?://[^:@/\s]{0,256}:)[^@\s]{0,512}@|(://[^:@/\s]{0,256}:)[^@/\s]{0,512}@")
 _ARCHIVE_FORM = "write embedded, or a URI like mongodb://user@host:27017/?authSource=admin"
 
 
 def mask_passwords(text: str) -> str:
-    """`text` with the passwords of MongoDB URIs, in front of @ and in their options, as ***."""
-    return _SECRET_OPTION.sub(r"\1***", _USER_INFO.sub(r"\1***@", text))
+    """`text` with the passwords of URIs, in front of @ and in their options, as ***."""
+    return _SECRET_OPTION.sub(r"\1***", _USER_INFO.sub(r"\1\2***@", text))
 
 
 def holds_password(value: object) -> bool:

@@ -36,6 +36,7 @@ class ControlService:
         self.tokens = {role: self.token(role, role, "*") for role in ("alerts", "reader", "operator", "admin")}
         self.tokens["web"] = self.token("web", "admin", "web*")
         self.headers: Any = {}
+        self.uri_flags = ["--libvirt.uri", uri]
         self.tls: ssl.SSLContext | None = None
         """What to trust where it is started behind TLS."""
         self.process: subprocess.Popen[bytes] | None = None
@@ -53,8 +54,8 @@ class ControlService:
         """Starts it, with more flags, and waits until libvirt has answered it."""
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*PROGRAM, "control", "serve", "--control.listen-address", f"127.0.0.1:{self.port}", "--libvirt.uri",
-                 self.uri, "--state.directory", str(self.state), *flags],
+                [*PROGRAM, "control", "serve", "--control.listen-address", f"127.0.0.1:{self.port}",
+                 *self.uri_flags, "--state.directory", str(self.state), *flags],
                 env=self.environment, stderr=log, stdout=log,
             )  # fmt: skip
         end_s = time.monotonic() + 60

@@ -13,6 +13,7 @@ import libvirt
 
 from collectors.connection import KEEPALIVE_COUNT, KEEPALIVE_INTERVAL_S, start_event_loop
 from exporter.control.errors import UnreachableError
+from exporter.setting_types import mask_passwords
 
 
 class Session:
@@ -44,7 +45,7 @@ class Session:
             connection = self._open(self.uri)
         except libvirt.libvirtError as error:
             raise UnreachableError(
-                f"cannot open {self.uri or 'libvirt'} for control",
+                f"cannot open {mask_passwords(self.uri) if self.uri else 'libvirt'} for control",
                 next_step="check that libvirtd runs, libvirt.uri, and the right to its read-write socket",
                 libvirt_code=error.get_error_code(),
                 libvirt_message=error.get_error_message(),

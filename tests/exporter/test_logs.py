@@ -112,3 +112,17 @@ def test_faults_are_apart_forgotten_and_bounded(caplog):
     log.forget("c")
     log.failed("c", "fault c")
     assert len(caplog.records) == 4
+
+
+@pytest.mark.parametrize("formatter", [LogfmtFormatter(), JsonFormatter()], ids=["logfmt", "json"])
+def test_no_text_reaches_a_terminal_or_breaks_a_line_and_no_secret_is_written(formatter):
+    hostile = "a\nb\r\x1b[2J\x9b2J\x85\u2028\u2029\x7f\x00"
+    written = formatter.format(record(
+        text=hostile, uri="qemu+tls://u:pw1@h/s", option="mongodb://h/?password=pw2",
+        path="/vgt_0123456789ab_" + "A" * 43, **{"k\n=\x9b": "v"}))  # fmt: skip
+    assert not [character for character in written if not character.isprintable()]
+    assert "pw1" not in written
+    assert "pw2" not in written
+    assert "vgt_0123456789ab_***" in written
+    if isinstance(formatter, JsonFormatter):
+        assert json.loads(written)["text"] == hostile

@@ -1,8 +1,7 @@
-"""Prometheus itself over TLS: with a password, with a client certificate, and through a rotation. And what is kept."""
+"""Prometheus itself over TLS: with a password, with a client certificate, and through a rotation."""
 
 from __future__ import annotations
 
-import base64
 import http.client
 import itertools
 import os
@@ -14,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +20,17 @@ import bcrypt
 import pytest
 import yaml
 
-from exporter.config import Settings
-from exporter.setting_catalogue import catalogue
-from exporter.token_changes import create_token
-from exporter.tokens import Role
-from tests.exporter import certificates
+from tests.live.secured import SecureServer, make_pairs
 from tests.live.servers import Prometheus, Server, exporter_server, prometheus_server
 
 URI = "test:///default"
 PASSWORD = "pass:wörd"
 
 
-class SecureServer(Server):
-    """An exporter that is ready once its port takes connections, since its pages ask for more."""
-
-    def wait_ready(self, timeout_s: float = 30.0) -> None:
-        assert self._process is not None
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
-                return
-            except OSError:
-                assert self._process.poll() is None, self.log.read_text()
-                assert time.monotonic() < deadline, self.log.read_text()
-                time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an authority (ca), servers (server, second) and clients (client, other)."""
     made = tmp_path_factory.mktemp("pairs")
-    certificates.authority(made)
-    for name in ("server", "second"):
-        certificates.signed(made, name, "DNS:localhost,IP:127.0.0.1")
-    certificates.signed(made, "client", "DNS:prometheus.example")
-    certificates.signed(made, "other", "DNS:somebody.example")
+    make_pairs(made)
     return made
 
 
@@ -132,6 +105,11 @@ def test_prometheus_over_tls_with_a_password_and_with_a_client_certificate(folde
     prometheus.wait_for('virtgauge_http_refused_total{job="password",reason="basic_auth"} > 0')
     prometheus.wait_for('virtgauge_http_refused_total{job="certificate",reason="client_certificate"} > 0')
     prometheus.wait_for('virtgauge_http_refused_total{job="certificate",reason="tls"} > 0')
+    # Without an archive there is no API, so no path is without a password.
+    context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+    with closing(http.client.HTTPSConnection("localhost", by_password.port, timeout=30, context=context)) as stranger:
+        stranger.request("GET", "/api/v1/history/domains")
+        assert stranger.getresponse().status == 401
     errors = {target["labels"]["job"]: target["lastError"] for target in prometheus.targets()}
     assert "401" in errors["wrong"]
     assert errors["password"] == errors["certificate"] == ""
@@ -197,98 +175,3 @@ def test_sockets_from_systemd(tmp_path: Path) -> None:
         finally:
             process.terminate()
             process.wait(30)
-
-
-PLANTED = "planted-Secret-5f1"
-
-
-def planted(key: str) -> str:
-    return f"{PLANTED}-{key.replace('.', '-')}"
-
-
-def secret_settings() -> dict[str, str]:
-    """Every setting that takes a secret, with one of its own: a new one is here by itself."""
-    known = catalogue(Settings, {}).values()
-    words = {setting.key: planted(setting.key) for setting in known if setting.secret}
-    assert {"archive.password", "history.token"} <= set(words)
-    # Those whose text may hold one among other things.
-    words["archive.uri"] = f"mongodb://someone:{planted('archive.uri')}@127.0.0.1:1/?serverSelectionTimeoutMS=100"
-    words["libvirt.uri"] = f"test:///default?password={planted('libvirt.uri')}"
-    return words
-
-
-def test_no_secret_is_in_any_log_error_page_or_process_list(folder: Path, ending: ExitStack) -> None:
-    settings = secret_settings()
-    del settings["archive.password"]  # a password beside one in the URI is an error, tried below
-    file = folder / "settings.yml"
-    tree: dict[str, Any] = {"log": {"level": "debug"}, "archive": {"window": "10s"}}
-    for key, value in settings.items():
-        section, _, name = key.partition(".")
-        tree.setdefault(section, {})[name] = value
-    file.write_text(yaml.safe_dump(tree))
-    token = create_token(folder / "tokens.yml", "reader", Role.READER, ("*",), datetime.now(UTC), None)[1]
-    hashed = bcrypt.hashpw(planted("basic").encode(), bcrypt.gensalt(4)).decode()
-    key = (folder / "server.key").read_text()
-    web = {"tls_server_config": {"cert_file": "server.pem", "key": key}, "basic_auth_users": {"prom": hashed}}
-    exporter = start_exporter(ending, folder, web, f"--config.file={file}")
-    output = [_cmdlines(exporter.pid)]
-    context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
-    basic = "Basic " + base64.b64encode(f"prom:{planted('basic')}".encode()).decode()
-    for path in ("/", "/metrics", "/-/ready", "/nope", "/api/v1/history/query?domain=x", "/api/v1/history/domains",
-                 f"/metrics?collect[]={'x' * 10}"):  # fmt: skip
-        for header in (basic, basic + "x", f"Bearer {token}", f"Bearer {token}x", f"Digest {planted('header')}"):
-            output.append(_answer(exporter, context, path, header))
-    web_file = max(folder.glob("web-*.yml"))
-    web_file.write_text(web_file.read_text().replace(hashed, planted("broken")))
-    output.append(_answer(exporter, context, "/metrics", basic))
-    exporter.stop()
-    output.append(exporter.log.read_text())
-    for arguments, environ in _wrong_ways(folder, file, web_file):
-        done = subprocess.run(
-            [str(Path(sys.executable).with_name("virtgauge")), *arguments],
-            capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ) | environ,
-        )  # fmt: skip
-        output.append(done.stdout + done.stderr)
-        assert "Traceback" not in output[-1]
-    everything = "\n".join(output)
-    assert len(exporter.log.read_text().splitlines()) > 5
-    assert [line for line in everything.splitlines() if PLANTED in line] == []
-    for secret in (token, token.split("_", 2)[2], hashed, key.splitlines()[2], basic.split()[1]):
-        assert secret not in everything
-
-
-def _wrong_ways(folder: Path, file: Path, web_file: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """Command lines and environments in which each secret stands where something is wrong with it."""
-    yield ["exporter", "--config.check", f"--config.file={file}"], {}
-    yield ["exporter", f"--web.config.file={web_file}", "--config.check"], {}
-    both = {"VIRTGAUGE_ARCHIVE_PASSWORD": planted("archive.password"), "VIRTGAUGE_ARCHIVE_URI": secret_settings()[
-        "archive.uri"]}  # fmt: skip
-    yield ["exporter", "--config.check"], both
-    yield ["history", "web1", "--exporter=http://127.0.0.1:1"], both
-    for key in catalogue(Settings, {}):
-        broken = folder / "broken.yml"
-        section, _, name = key.rpartition(".")
-        tree: object = {name: [planted(key)]}
-        for part in reversed(section.split(".") if section else []):
-            tree = {part: tree}
-        if catalogue(Settings, {})[key].secret or key == "archive.uri":
-            broken.write_text(yaml.safe_dump(tree))
-            yield ["exporter", "--config.check", f"--config.file={broken}"], {}
-    wrong_uri = {"VIRTGAUGE_ARCHIVE_URI": f"mongodb://u:{planted('uri')}@bad host:x"}
-    yield ["exporter", "--config.check"], wrong_uri
-    yield ["token", "revoke", "nobody"], {"VIRTGAUGE_STATE_DIRECTORY": str(folder)}
-    yield ["token", "list"], {"VIRTGAUGE_STATE_DIRECTORY": str(folder)}
-
-
-def _answer(exporter: Server, context: ssl.SSLContext, path: str, authorization: str) -> str:
-    with closing(http.client.HTTPSConnection("localhost", exporter.port, timeout=60, context=context)) as connection:
-        connection.request("GET", path, headers={"Authorization": authorization})
-        answer = connection.getresponse()
-        return f"{answer.status} {answer.headers} {answer.read().decode()}"
-
-
-def _cmdlines(pid: int) -> str:
-    """The command lines of a process and all below it, as everybody on the machine can read them."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    own = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return "\n".join([own, *(_cmdlines(int(child)) for child in children)])
