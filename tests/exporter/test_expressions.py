@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from collectors.filters import Choice
 from exporter.config import FilterSettings
-from exporter.control.rules import parse_rules
+from exporter.control.rule_reading import parse_rules
 from exporter.expressions import LONGEST_EXPRESSION, Expression
 from exporter.remote_read import Matcher, MatchType
 from exporter.service import filters_of

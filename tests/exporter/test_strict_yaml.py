@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.config import Settings
-from exporter.control.rules import parse_rules
+from exporter.control.rule_reading import parse_rules
 from exporter.errors import VirtgaugeError
 from exporter.setting_loading import load_settings
 from exporter.strict_yaml import MOST_NODES, StrictLoader
