@@ -40,17 +40,22 @@ def of_event(name: str, case: Case, fired: list[Test]) -> dict[str, list[Test]]:
     def course(values: str, checks: Mapping[int, list[Test]]) -> Test:
         return one_test(name, {bound(one, case.job): values for one in case.bad}, checks)
 
-    def watched(values: str, seen: str, checks: Mapping[int, list[Test]]) -> Test:
-        up = bound("libvirt_up" if case.job == "libvirt" and "libvirt_" in "".join(case.bad) else "up", case.job)
-        return one_test(name, {**{bound(one, case.job): values for one in case.bad}, up: seen}, checks)
+    def watched(values: str, seen: str, checks: Mapping[int, list[Test]], start: str = "-86400") -> Test:
+        up = bound("libvirt_up" if "libvirt_" in "".join(case.bad) else "up", case.job)
+        process = re.sub(r"\b[01](x\d+)?\b", lambda found: f"{start}+0{found[1] or 'x0'}", seen)
+        return one_test(name, {**{bound(one, case.job): values for one in case.bad}, up: seen,
+                               bound("process_start_time_seconds", case.job): process}, checks)
 
     steady = {bound(one, case.job): constant(value, case.minutes) for one, value in case.bad.items()}
     again = " ".join(str(max(0, (min(minute, 70) - 23) // 7)) for minute in range(121))  # at 30, 37, ... 65
-    never: dict[int, list[Test]] = {at: [] for at in range(40, 131)}
+    never: dict[int, list[Test]] = {at: [] for at in range(131)}
     return {"firing": [course("0x30 1+0x90", {30: [], 34: fired, 110: []}),
                        course("_x30 1+0x90", {34: fired}), one_test(name, steady, {case.minutes: fired}),
-                       watched("3x40 stale _x29 3x5 4x60", "1x40 stale _x29 1x66", {40: [], 76: [], 78: fired})],
-            # An event of long ago is no news after scrapes that failed: half an hour of them, or one, or no libvirt.
+                       watched("3x40 stale _x29 3x5 4x60", "1x40 stale _x29 1x66", {40: [], 76: [], 78: fired}),
+                       # A program that was started anew counts from the beginning.
+                       watched("_x71 1x60", "1x40 stale _x29 1x66", {72: fired}, start="4200")],
+            # An event of long ago is no news: neither to a new Prometheus, nor after half an hour of scrapes that
+            # failed, or one, or of no libvirt.
             "quiet": [watched("3x40 stale _x29 3x60", "1x40 stale _x29 1x60", never),
                       watched("3x40 stale 3x89", "1x40 stale 1x89" if case.job == "libvirt" else "1x40 0 1x89", never),
                       watched("3x40 stale _x29 3x60", "1x40 0x30 1x60", never)],
