@@ -36,7 +36,7 @@ class PlainFraming:
 def _refused(scope: Scope) -> tuple[int, str] | None:
     version = scope["http_version"]
     if version not in _VERSIONS:
-        return 505, "Only HTTP/1.0 and HTTP/1.1 are served."
+        return 505, "Only versions 1.0 and 1.1 of HTTP are served."
     names = {name for name, _value in scope["headers"]}
     if b"transfer-encoding" not in names:
         return None

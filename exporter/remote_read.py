@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ from exporter.expressions import Expression
 
 MOST_REQUEST_BYTES = 1 << 20
 """A request is some label matchers; Prometheus's own are below 1 KiB."""
+MOST_QUERIES = 100
+MOST_MATCHERS = 100
+"""Of one query. An empty one takes two bytes of a request, and each is tried against every series."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -78,12 +82,16 @@ def read_request(body: bytes) -> list[Query]:
         raise UsageError(f"the remote-read request is larger than {MOST_REQUEST_BYTES} bytes; ask for fewer series")
     try:
         message = bytes(snappy.decompress_raw(body))
-        return [_query(value) for number, value in _fields(message) if number == 1 and isinstance(value, bytes)]
+        found = (value for number, value in _fields(message) if number == 1 and isinstance(value, bytes))
+        queries = [_query(value) for value in islice(found, MOST_QUERIES + 1)]
     except (DecompressionError, ValueError) as error:
         raise UsageError(
             f"the body is no snappy-compressed remote-read request ({error}); "
             "point Prometheus's remote_read at this URL"
         ) from None
+    if len(queries) > MOST_QUERIES:
+        raise UsageError(f"the remote-read request has more than {MOST_QUERIES} queries; ask one after the other")
+    return queries
 
 
 def response(results: Sequence[Sequence[TimeSeries]]) -> bytes:
@@ -118,6 +126,8 @@ def _query(message: bytes) -> Query:
             numbers[number] = _signed(value)
         elif number == 3 and isinstance(value, bytes):
             matchers.append(_matcher(value))
+            if len(matchers) > MOST_MATCHERS:
+                raise UsageError(f"a remote-read query has more than {MOST_MATCHERS} matchers; join some in a pattern")
         elif number == 4 and isinstance(value, bytes):
             hints.read(value)
     return Query(numbers[1], numbers[2], tuple(matchers), hints.step_ms, hints.range_ms, hints.function)

@@ -51,6 +51,7 @@ class RemoteAnswers:
         return [list(self._series(query, {**DEFAULT_LABELS, **labels}, budget)) for query in queries]
 
     def _series(self, query: Query, labels: Mapping[str, str], budget: _Budget) -> Iterator[TimeSeries]:
+        budget.check_time()
         if query.end_ms < query.start_ms or query.end_ms < 0:
             return
         # Both ends of a query are inclusive.
@@ -59,12 +60,12 @@ class RemoteAnswers:
         if not fields:
             return
         for domain in all_domains(self.database):
+            budget.check_time()
             if not self.in_scope(domain.name):
                 continue
             own = _domain_labels(domain, labels)
             wanted = [f for f in fields if _may_match(query, {"__name__": f.metric, **own}, (f.device_label,))]
             if wanted and domain.seen_in(span):
-                budget.check_time()
                 yield from self._domain_series(query, domain, wanted, own, span, budget)
 
     def _domain_series(
