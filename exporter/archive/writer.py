@@ -16,27 +16,22 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from bson import Binary
 from bson.errors import InvalidDocument
-from pymongo import MongoClient, UpdateOne
+from pymongo import MongoClient
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from exporter.archive.connection import Address, Database, check_schema
 from exporter.archive.documents import (
-    HOSTS,
-    OBJECTS,
     RAW,
-    SEEN_AGAIN_MS,
     Document,
     Resolution,
-    binary_uuid,
-    moment,
 )
 from exporter.archive.errors import ArchiveError
 from exporter.archive.faults import Fault, fault_of, is_poison, unstored
 from exporter.archive.lease import HostLease
 from exporter.archive.partitions import prepare_partition
 from exporter.archive.quarantine import Quarantine
+from exporter.archive.seen_objects import SeenObjects
 from exporter.archive.spool import Spool
 from exporter.archive.windows import Group, Grouper
 from exporter.errors import SettingsError
@@ -49,6 +44,7 @@ log = logging.getLogger(__name__)
 MOST_DOCUMENTS = 100
 """Of one insert: small enough that a batch sent again costs little."""
 _HOUR_MS = 3_600_000
+_ANNOUNCE_AGAIN_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +114,9 @@ class Writer:
         self._database: Database | None = None
         self._compress = False
         self._ready: set[str] = set()  # partitions that are known to exist with their index
-        self._seen: dict[bytes, tuple[str, int]] = {}
+        self._objects = SeenObjects()
+        self._announced: object = None
+        self._announce_from_s = 0.0
         self._refused: dict[bytes, int] = {}  # samples in documents of this group that the server never takes, by id
         self._thread = threading.Thread(target=self._run, name="archive-writer", daemon=True)
 
@@ -183,9 +181,25 @@ class Writer:
                 self._start_over()
                 self._stopping.wait(self.patience.most_s)
                 continue
+            self._announce()
             if not sent:
                 self._wake.wait(1.0)
                 self._wake.clear()
+
+    def _announce(self) -> None:
+        """Notes a new guest while its first window is open, so that its history can be asked for.  Tried, no more."""
+        group, now_s = self._grouper.open, time.monotonic()
+        if (group is None or not group.ticks or group.ticks[-1].entries is self._announced
+                or self.counts.fault is not None or now_s < self._announce_from_s):
+            return
+        self._announce_from_s = now_s + _ANNOUNCE_AGAIN_S
+        try:
+            self._hold_lease(group)
+            self._objects.note(self._connected, group)
+        except (PyMongoError, ArchiveError, SettingsError):  # if it lasts, the window will tell
+            self._disconnect()
+        else:
+            self._announced, self._announce_from_s = group.ticks[-1].entries, now_s
 
     def _start_over(self) -> None:
         with self._lock:
@@ -213,7 +227,7 @@ class Writer:
             for name, part in _by_partition(batch, self._collection).items():
                 self._insist(lambda name=name, part=part: self._insert(name, part))  # type: ignore[misc]
             self._stopping.wait(self.patience.pause_s)
-        self._insist(lambda: self._note_objects(group))
+        self._insist(lambda: self._objects.note(self._connected, group))
         self._acknowledge(group)
 
     def _acknowledge(self, group: Group) -> None:
@@ -340,37 +354,6 @@ class Writer:
         log.error("the database refuses a document for good; it was put aside",
                   extra={"file": str(self._aside.path), "object": document["name"],
                          "error": mask_passwords(str(error))[:300]})
-
-    def _note_objects(self, group: Group) -> None:
-        """Keeps ``objects`` and ``hosts`` current: what is new or renamed at once, the time of the rest hourly."""
-        if not group.ticks:
-            return
-        at_ms = group.ticks[-1].wall_ms
-        writes: list[UpdateOne] = []
-        seen: dict[bytes, tuple[str, int]] = {}
-        hosts = {}
-        for subject in {entry.subject for tick in group.ticks for entry in tick.entries}:
-            key = subject.key()
-            name, noted_ms = self._seen.get(key, ("", 0))
-            if name == subject.name and 0 <= at_ms - noted_ms < SEEN_AGAIN_MS:
-                continue
-            seen[key] = (subject.name, at_ms)
-            hosts[subject.host.uuid] = subject.host
-            about = {"kind": subject.kind, "name": subject.name, "uuid": binary_uuid(subject.uuid),
-                     "host": binary_uuid(subject.host.uuid), "host_name": subject.host.name}
-            writes.append(UpdateOne({"_id": Binary(key)}, {"$set": about, **_times(at_ms)}, upsert=True))
-        if not writes:
-            return
-        database = self._connected()
-        database[OBJECTS].bulk_write(writes, ordered=False)
-        for host in hosts.values():
-            update: dict[str, Any] = {"$set": {"name": host.name, "version": VERSION}, **_times(at_ms)}
-            database[HOSTS].update_one({"_id": binary_uuid(host.uuid)}, update, upsert=True)
-        self._seen.update(seen)
-
-
-def _times(at_ms: int) -> dict[str, Any]:
-    return {"$min": {"first_seen": moment(at_ms)}, "$max": {"last_seen": moment(at_ms)}}
 
 
 def _batch(documents: Iterator[Document]) -> list[Document]:

@@ -45,6 +45,22 @@ def test_every_sample_is_stored_once_and_equal(archive_server, database_name, tm
     assert len(documents) == 9
 
 
+def test_a_new_guest_is_known_before_its_first_window_ends(archive_server, database_name, tmp_path):
+    uri = uri_of(archive_server)
+    with MongoClient(uri) as client, rig(tmp_path, uri, database_name) as run:
+        objects = client[database_name].objects
+        run.sample(1)
+        wait_until(lambda: objects.count_documents({}) == 3, "the guests are noted")
+        assert raw_documents(uri, database_name) == []
+        run.guests.stats[3] = run.guests._first(3, 2, 1, 1)
+        run.guests.run[3] = 1
+        run.sample(1)
+        wait_until(lambda: objects.find_one({"name": "guest3"}), "the new guest is noted")
+        assert raw_documents(uri, database_name) == []
+        run.drain()
+    assert_stored(uri, database_name, run.truth)
+
+
 def test_a_stopped_server_stops_nothing_else(own_server, tmp_path):
     with rig(tmp_path / "state", uri_of(own_server), "stopped") as run:
         run.sample(7)
