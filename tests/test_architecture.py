@@ -26,10 +26,10 @@ PROMETHEUS_CLIENT = ("exporter/exposition.py", "exporter/page.py", "exporter/ser
                      "exporter/control_service.py")
 PYMONGO = ("exporter/archive/",)
 # What exporter/control may use of the rest of virtgauge. Of the collectors: libvirt's event loop, of which a process
-# can have but one; the names of states, reasons and devices, and what counts as an agent that answers, so that control
-# and metrics say the same words.
+# can have but one; the names of states, reasons, devices and events, and what counts as an agent that answers, so that
+# control and metrics say the same words.
 FOR_CONTROL = {"collectors.agent_reading", "collectors.connection", "collectors.domain", "collectors.domain_xml",
-               "exporter.nearest",
+               "collectors.event_names", "exporter.nearest",
                "exporter.errors", "exporter.config", "exporter.server", "exporter.webconfig",
                "exporter.access", "exporter.tokens", "exporter.refusals",
                "exporter.archive.spool", "exporter.archive.writer", "exporter.archive.timespan",

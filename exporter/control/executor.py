@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from exporter.control.errors import ControlError, TimedOutError, UnconfirmedErro
 from exporter.control.folders import Folders
 from exporter.control.locks import Locks, SubjectLock
 from exporter.control.operation import Call, Deadline, Operation, Parameters, Plan, Progress, Result, State, Subject
+from exporter.control.watching import watch_events
 
 _GRACE_S = 2.0
 """How long an act that minds its deadline may need to come back after it."""
@@ -325,11 +326,18 @@ class _Run:
 
     def _acted(self) -> Result:
         operation, call, parameters = self._act.operation, self._call, self._act.parameters
-        with _mapped(_doing(operation, call.subject)):
+        with _mapped(_doing(operation, call.subject)), self._watched():
             operation.act(call, parameters)
             operation.verify(call, parameters)
             after = operation.after(call, parameters)
+        if call.heard.names:
+            call.details["events"] = list[JsonValue](call.heard.names)
         return _result(operation, call, changed=True, before=self._before, after=after)
+
+    def _watched(self) -> AbstractContextManager[None]:
+        subject = self._call.subject
+        is_domain = subject.kind == "domain" and subject.exists and subject.handle is not None
+        return watch_events(subject.handle, self._call.heard) if is_domain else nullcontext()
 
     def _write_end(self, outcome: Result | ControlError) -> None:
         facts: dict[str, JsonValue]
@@ -337,6 +345,8 @@ class _Run:
             facts = {"changed": outcome.changed, "after": outcome.after, "warnings": list(outcome.warnings)}
         else:
             facts = {"error": _json(outcome)}
+        if self._call.heard.names:
+            facts["events"] = list[JsonValue](self._call.heard.names)
         self._audit.append(self._append("late" if self._given_up else "end", facts))
         self._lock.close_act()
         if isinstance(outcome, Result):

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from exporter.control.connection import Session
 from exporter.control.errors import TimedOutError
 from exporter.control.folders import Folders
+from exporter.control.watching import EventsHeard
 
 State = dict[str, JsonValue]
 """What is known of a thing's state, by name, with units in the names; what is unknown is absent."""
@@ -156,6 +157,8 @@ class Call:
     warnings: list[str] = field(default_factory=list)
     details: dict[str, JsonValue] = field(default_factory=dict)
     """What the Result's `details` will hold; `act` and `verify` add to it."""
+    heard: EventsHeard = field(default_factory=EventsHeard)
+    """The domain's events from before the act on."""
     intent: Callable[[Mapping[str, JsonValue]], None] = lambda _facts: None
     """Adds facts to the open act on disk, so that after a crash `aftermath` knows them (a file's name)."""
 

@@ -17,8 +17,7 @@ from pydantic import Field
 from exporter.control.domain import DomainOperation, domain_state, is_state, live_state
 from exporter.control.errors import ControlError, RefusedError, TimedOutError
 from exporter.control.guest_agent import agent_connected, asked_within, falls_back, hung_up
-from exporter.control.operation import Call, NoParameters, Parameters, Plan, Progress
-from exporter.control.watching import RebootCount, watch_reboots
+from exporter.control.operation import Call, Deadline, NoParameters, Parameters, Plan, Progress
 
 STOPPED = ("shutoff", "gone", "crashed")
 MEMORY_LOST = "all that the guest holds in memory and has not written to its disks"
@@ -243,18 +242,17 @@ class Reboot(DomainOperation[RebootParameters]):
         return Plan(state=domain_state(call.subject.handle), steps=[step])
 
     def act(self, call: Call, parameters: RebootParameters) -> None:
-        with watch_reboots(call.subject.handle) as reboots:
-            by = self._asked(call, parameters)
-            call.details["asked"] = by
-            if reboots is None or call.session.driver != "QEMU":
-                call.warnings.append("this driver tells no reboot; it was asked for, nothing more is known")
-                return
-            whole = call.deadline.within(parameters.timeout_s)
-            if not _seen_or_asked_again(call, parameters, reboots, whole, by):
-                raise TimedOutError(
-                    f"domain {call.subject.name} was asked to reboot ({by}) and has not in {parameters.timeout_s:g} s",
-                    next_step="the guest may ignore the button; use reset to force it",
-                )
+        by = self._asked(call, parameters)
+        call.details["asked"] = by
+        if call.session.driver != "QEMU":
+            call.warnings.append("this driver tells no reboot; it was asked for, nothing more is known")
+            return
+        whole = call.deadline.within(parameters.timeout_s)
+        if not _seen_or_asked_again(call, parameters, whole, by):
+            raise TimedOutError(
+                f"domain {call.subject.name} was asked to reboot ({by}) and has not in {parameters.timeout_s:g} s",
+                next_step="the guest may ignore the button; use reset to force it",
+            )
 
     @staticmethod
     def _asked(call: Call, parameters: RebootParameters) -> str:
@@ -278,9 +276,9 @@ class Reboot(DomainOperation[RebootParameters]):
         return "acpi"
 
 
-def _seen_or_asked_again(call: Call, parameters: RebootParameters, reboots: RebootCount, whole: Any, by: str) -> bool:
+def _seen_or_asked_again(call: Call, parameters: RebootParameters, whole: Deadline, by: str) -> bool:
     while not whole.passed():
-        if whole.within(parameters.resend_s).wait_for(lambda: reboots.seen):
+        if whole.within(parameters.resend_s).wait_for(lambda: call.heard.reboot):
             return True
         if by == "acpi" and not whole.passed():
             call.progress(Progress("pushing the ACPI button again"))
@@ -307,6 +305,12 @@ class Reset(DomainOperation[NoParameters]):
     def verify(self, call: Call, parameters: NoParameters) -> None:
         if not _active(call.subject.handle):
             raise ControlError(f"domain {call.subject.name} ended by the reset", next_step="see the log of its QEMU")
+        # Neither state nor id tell of it, only QEMU's own event.
+        if call.session.driver == "QEMU" and not call.deadline.wait_for(lambda: call.heard.reboot, poll_s=0.02):
+            raise TimedOutError(
+                f"domain {call.subject.name} was told to reset, and its QEMU has not said that it did",
+                next_step="look at its console",
+            )
 
 
 def refuse_unless_running(call: Call, doing: str) -> None:

@@ -61,7 +61,9 @@ def test_states_and_what_they_allow(operator: Operator, deaf: SectorGuest) -> No
     assert not operator("domain.suspend", deaf.uuid).changed
     operator("domain.resume", f"id:{operator('domain.show', 'deaf').details['id']}")
     before = len(deaf.said())
-    assert operator("domain.reset", "deaf").changed
+    reset = operator("domain.reset", "deaf")
+    assert "reboot" in reset.details["events"]
+    assert operator.trail.records()[-1]["events"] == reset.details["events"]
     eventually(lambda: "UP" in deaf.said()[before:], "the guest's word after the reset")
 
     shown = operator("domain.show", "deaf").details
