@@ -315,6 +315,7 @@ class Invocation:
     def _run(self, reference: str | None, parameters: Parameters, request: Request) -> Result:
         """In a thread of its own, so that Ctrl-C asks it to stop instead of cutting it off in the middle."""
         outcome: list[Result | BaseException] = []
+        done = threading.Event()
         with _progress(self.operation) as told:
             asked = replace(request, progress=told)
             address = own_connectivity.ssh_address(os.environ)
@@ -325,19 +326,21 @@ class Invocation:
                     outcome.append(self.executor.run(self.operation, reference, parameters, asked))
                 except BaseException as error:  # noqa: BLE001 - raised again in the main thread
                     outcome.append(error)
+                finally:
+                    done.set()
 
-            worker = threading.Thread(target=work, name="operation", daemon=True)
-            worker.start()
-            _join(worker, request.cancelled)
+            threading.Thread(target=work, name="operation", daemon=True).start()
+            _wait(done, request.cancelled)
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
         return outcome[0]
 
 
-def _join(worker: threading.Thread, cancelled: threading.Event | None) -> None:
-    while worker.is_alive():
+def _wait(done: threading.Event, cancelled: threading.Event | None) -> None:
+    # Not Thread.join: interrupted in it, Python 3.11 takes the thread for ended.
+    while not done.is_set():
         try:
-            worker.join(0.2)
+            done.wait(0.2)
         except KeyboardInterrupt:
             if cancelled is None or cancelled.is_set():
                 raise  # asked twice: what libvirt does now goes on without us, and the trail will say so

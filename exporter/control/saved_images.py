@@ -157,21 +157,18 @@ class Restore(SavedOperation[RestoreParameters]):
         file = image_file(call.folders, record.id)
         call.progress(Progress("restoring"))
         call.session.connection.restoreFlags(str(file), None, FLAGS[parameters.then])
-        call.details["domain"] = record.domain
-        call.details["uuid"] = record.uuid
+        call.details.update({"domain": record.domain, "uuid": record.uuid})
 
     def verify(self, call: Call, parameters: RestoreParameters) -> None:
         record = read_record(call.folders, call.subject.name)
         domain = _domain(call, record.uuid)
         if domain is None or live_state(domain) not in ("running", "blocked", "paused"):
             raise ControlError(f"domain {record.domain} was restored and is not there", next_step="see its QEMU's log")
-        call.details["restored"] = domain_state(domain)
         if parameters.remove:
             _remove(call.folders, record.id)
 
     def after(self, call: Call, parameters: RestoreParameters) -> State:
-        restored = call.details["restored"]
-        return restored if isinstance(restored, dict) else {}
+        return domain_state(_domain(call, str(call.details["uuid"])))
 
     def aftermath(self, session: Session, folders: Folders, begun: Mapping[str, JsonValue]) -> str:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +15,12 @@ import libvirt
 import pytest
 
 from exporter import cli
+from exporter.control.audit import Trail
 from exporter.control.operations import by_name
 from exporter.control_reference import command_words
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from tests.control_service import PROGRAM
+from tests.live.operating import eventually
 from tests.live.sector_guests import SectorGuest, bootable_iso, define, saying, sector_xml
 
 SECRET = "Geheim47"
@@ -84,6 +87,24 @@ def test_destroy_asks_with_the_guests_name_and_how_long_it_has_run(
     assert re.search(r"destroy of domain web1 \(running for (\d+ min )?\d+ s\) cannot be undone. Go on\? \[y/N\]", err)
     assert "would be lost: all that the guest holds in memory" in err
     assert hypervisor.virsh("domstate", "web1").strip() == state
+
+
+def test_ctrl_c_asks_to_stop_and_the_outcome_is_told(
+    hypervisor: PrivateHypervisor, flags: list[str], web1: SectorGuest, tmp_path: Path
+) -> None:
+    """The guest ignores the button; the operation ends at once where it is asked to, in good order."""
+    words = ["domain", "shutdown", "web1", "--mode", "acpi", "--acpi-timeout", "5m"]
+    process = subprocess.Popen([*PROGRAM, *words, *flags], text=True, stderr=subprocess.PIPE)
+    trail = Trail(tmp_path / "state/control/audit.jsonl")
+    eventually(trail.records, "the act's beginning")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 5
+    assert err.splitlines()[0] == "virtgauge: stopping; once more leaves it to libvirt"
+    assert "domain web1 is still running after: 0.0 s: pushing the ACPI button" in err
+    assert len(err.splitlines()) == 2
+    assert [record["event"] for record in trail.records()] == ["begin", "end"]
+    assert hypervisor.virsh("domstate", "web1").strip() == "running"
 
 
 def test_a_guest_is_shown_with_its_devices_and_without_its_secrets(
