@@ -117,4 +117,11 @@ def _chosen(newest_first: Iterable[Record], domain: str | None, begin: datetime 
 
 def _row(record: Record) -> Record:
     names = (*_COLUMNS[:2], "host_name", *_COLUMNS[2:]) if "host_name" in record else _COLUMNS
-    return {name: record[name] for name in names if name in record}
+    return {name: _told(record[name]) for name in names if name in record}
+
+
+def _told(value: JsonValue) -> JsonValue:
+    """A subject by its name, an error by its cause; the rest of both is in the other forms of output."""
+    if isinstance(value, dict):
+        return value.get("cause") or f"{value.get('kind', '')} {value.get('name', '')}".strip()
+    return value

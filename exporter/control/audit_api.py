@@ -49,7 +49,8 @@ def audit_routes(trail: Trail) -> list[Route]:
         principal = require_role(request, Role.READER)
         query = request.query_params
         begin, end = _moment(query.get("from", "24h"), "from"), _moment(query.get("to", "now"), "to")
-        chosen = (r for r in _chosen(trail, principal, query.get("domain"), begin) if record_time(r) <= end)
+        chosen = (r for r in _chosen(trail, principal, query.get("domain"), begin)
+                  if r.get("event") not in _NO_ACTS and record_time(r) <= end)  # fmt: skip
         found = await asyncio.to_thread(lambda: list(islice(chosen, MOST_RECORDS)))
         return JSONResponse(list(annotations_of(reversed(found))))
 
@@ -63,8 +64,7 @@ def annotations_of(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
     """One row an act, from its first record to its last; one for each other record. Records oldest first."""
     acts: dict[object, list[Record]] = {}
     for record in records:
-        if record.get("event") not in _NO_ACTS:
-            acts.setdefault(record.get("act") or record.get("sequence"), []).append(record)
+        acts.setdefault(record.get("act") or record.get("sequence"), []).append(record)
     for told in acts.values():
         yield _annotation(told)
 

@@ -54,6 +54,26 @@ def test_the_examples_are_accepted_by_prometheus_and_alertmanager(tmp_path: Path
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_alertmanager_of_the_rules_tells_people_as_well(tmp_path: Path) -> None:
+    """Made by the command of docs/alert-driven-control.md, run as printed, but for its folders."""
+    assert cli.run(["dashboards", "export", str(tmp_path)]) == 0
+    text = (Path(__file__).parents[2] / "docs" / "alert-driven-control.md").read_text()
+    (line,) = [line.strip() for line in text.splitlines() if line.strip().startswith("sed -e")]
+    line = line.replace("/etc/prometheus/virtgauge/", f"{tmp_path}/").replace("/etc/prometheus/", f"{tmp_path}/")
+    subprocess.run(line, shell=True, check=True)
+
+    def told(file: str, *labels: str) -> str:
+        command = ["amtool", "config", "routes", "test", f"--config.file={tmp_path / file}", *labels]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    crashed = ("alertname=LibvirtDomainCrashed", "severity=critical")
+    assert told("examples/alertmanager.yml", *crashed) == "people"
+    assert told("alertmanager.yml", *crashed) == "virtgauge,people"
+    assert told("alertmanager.yml", "alertname=LibvirtPoolFull", "severity=critical") == "people"
+    assert told("alertmanager.yml", "alertname=LibvirtDomainX", "severity=info") == "virtgauge,nobody"
+    assert told("alertmanager.yml", "alertname=VirtgaugeWatchdog") == "watchdog"
+
+
 @pytest.mark.parametrize(("flags", "words"), [
     (["--set", "steal_warning_ratioo=1"], "steal_warning_ratio"), (["--set", "pool_days=many"], "number"),
     (["--set", "pool_days"], "NAME=VALUE"), (["--grafana", 'https://x"y'], "YAML"),

@@ -42,19 +42,22 @@ def hastened(rules: str) -> str:
 class Alerting:
     """All three, started by the constructor's caller with `start`; a context manager. `urls` take the webhooks.
 
-    Each has its bearer token, which may be empty. `knobs` are those of the shipped rules.
+    Each has its bearer token, which may be empty. `knobs` are those of the shipped rules. `control` is the control
+    service's HOST:PORT and token, scraped as well.
     """
 
     def __init__(self, folder: Path, libvirt_uri: str, urls: Mapping[str, str], knobs: dict[str, str],
-                 flags: Sequence[str] = ()) -> None:
+                 flags: Sequence[str] = (), control: tuple[str, str] | None = None) -> None:
         self._ending = ExitStack()
         quick = ("--sampling.max-age=200ms", "--sampling.interval=1s")
         self.exporter = exporter_server(folder, libvirt_uri, [*quick, *flags])
         rules = folder / "rules.yml"
         rules.write_text(hastened(monitoring_mixin.rules(monitoring_mixin.turned(knobs))))
         self.alertmanager = alertmanager_server(folder, urls)
+        jobs = [{"job_name": "virtgauge-control", "authorization": {"credentials": control[1]},
+                 "static_configs": [{"targets": [control[0]]}]}] if control is not None else []  # fmt: skip
         self.prometheus: Prometheus = prometheus_server(folder, [self.exporter.address], "1s", [rules], job="libvirt",
-                                                        alertmanager=self.alertmanager.address)
+                                                        alertmanager=self.alertmanager.address, more_jobs=jobs)
 
     def __enter__(self) -> Self:
         try:
@@ -144,9 +147,9 @@ class RecordedWebhooks:
         self._server.server_close()
 
     def alerts(self, name: str, domain: str, status: str) -> list[dict[str, Any]]:
-        """Each alert that came, of all groups, of this name, guest and status."""
+        """Each alert that came, of all groups, of this name, guest (empty: of none) and status."""
         return [alert for _, _, document in list(self.received) for alert in document["alerts"]
-                if alert["status"] == status and alert["labels"].get("domain") == domain
+                if alert["status"] == status and alert["labels"].get("domain", "") == domain
                 and alert["labels"]["alertname"] == name]
 
     def wait_for(self, name: str, domain: str, status: str, timeout_s: float = 90.0) -> dict[str, Any]:

@@ -161,17 +161,17 @@ class Prometheus(Server):
 
 def prometheus_server(
     folder: Path, targets: Sequence[str], interval: str = "1s", rule_files: Sequence[Path] = (), *,
-    job: str = "virtgauge", alertmanager: str | None = None,
+    job: str = "virtgauge", alertmanager: str | None = None, more_jobs: Sequence[Mapping[str, Any]] = (),
 ) -> Prometheus:
     """Prometheus scraping `targets` (HOST:PORT each) every `interval`, not yet started; its data are in `folder`.
 
-    `alertmanager` (HOST:PORT) gets the alerts of the rules.
+    `alertmanager` (HOST:PORT) gets the alerts of the rules; `more_jobs` are scraped, too, as Prometheus has them.
     """
     port = free_port()
     configuration: dict[str, Any] = {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
         "rule_files": [str(path) for path in rule_files],
-        "scrape_configs": [{"job_name": job, "static_configs": [{"targets": list(targets)}]}],
+        "scrape_configs": [{"job_name": job, "static_configs": [{"targets": list(targets)}]}, *more_jobs],
     }
     if alertmanager is not None:
         managers = {"static_configs": [{"targets": [alertmanager]}]}

@@ -12,6 +12,7 @@ import pytest
 
 from exporter.command_rules import SHIPPED
 from exporter.control.errors import InvalidError
+from exporter.control.rule_file import RulesInForce
 from exporter.control.rule_openapi import EXAMPLE_ALERTS
 from exporter.control.rule_reading import RuleFileError, load_rules, parse_rules
 from exporter.control.webhook import read_webhook
@@ -34,6 +35,20 @@ def mistakes(text: str) -> str:
 
 def with_rule(text: str) -> str:
     return GOOD + "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def test_a_changed_file_with_a_mistake_leaves_the_earlier_in_force(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yml"
+    file.write_text(GOOD)
+    in_force = RulesInForce(file)
+    for text in (GOOD + "oops: 1\n", ""):
+        file.write_text(text)
+        assert in_force().rules[0].name == "one"
+        assert in_force.mistakes
+    file.unlink()
+    assert in_force().rules[0].name == "one"
+    file.write_text(GOOD.replace("name: one", "name: two"))
+    assert (in_force().rules[0].name, in_force.mistakes) == ("two", "")
 
 
 def test_what_is_not_said_is_careful() -> None:
