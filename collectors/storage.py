@@ -56,7 +56,7 @@ def _volume(word: str, text: str) -> Declaration:
 
 VOLUMES = Collector(
     name="volumes",
-    help="Volumes of the storage pools; each costs a look at the storage.",
+    help=f"Volumes of the storage pools, at most {MOST_VOLUMES} of each; every one costs a look at the storage.",
     declarations=(_volume("capacity", "Bytes of the volume as its user sees it"),
                   _volume("allocation", "Bytes of the storage that the volume takes")),
     default=False,

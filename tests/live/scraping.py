@@ -36,6 +36,11 @@ class Page:
         """The values of a label on a family's series."""
         return {dict(labels).get(label, "") for found, labels in self.values if found == name}
 
+    def labelled_of(self, domain: str, label: str) -> set[str]:
+        """The values of a label on all of a domain's series."""
+        return {value for _, labels in self.values if ("domain", domain) in labels
+                for name, value in labels if name == label}
+
     def of_domain(self, domain: str, computed: bool = False) -> set[Series]:
         """The series of a domain; ``computed`` includes rates and ratios."""
         return {(name, labels) for name, labels in self.values if ("domain", domain) in labels

@@ -12,9 +12,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import libvirt
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 
 from collectors import COLLECTORS
 from collectors.owner_metadata import LABEL_MOST_CHARACTERS
@@ -203,12 +205,38 @@ def labels(page: Page, name: str, domain: str) -> dict[str, str]:
     return found
 
 
+def promtool_has_nothing_to_say(text: str) -> None:
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, text=True, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
 def test_promtool_finds_nothing_to_say_of_the_page_with_every_collector_on(scraper: Scraper) -> None:
     text, _ = scraper.text()
     families = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
     assert {"libvirt_domain_kvm_pages", "libvirt_domain_block_backing_images", "libvirt_network_info"} <= families
-    checked = subprocess.run(["promtool", "check", "metrics"], input=text, text=True, capture_output=True, check=False)
-    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+    promtool_has_nothing_to_say(text)
+
+
+# What libvirt 9.0 takes for a name: quotes, a backslash, a new line, a tab, blanks, braces, other scripts, U+2028.
+ODD_NAME = "  it's \"odd\" \\n\n\t{x=\"y\"},# 日本語\u2028\u202e😀 "
+
+
+def test_an_odd_guest_leaves_a_page_that_every_parser_takes(scraper: Scraper, stage: Stage) -> None:
+    xml = stage.fleet.xml("odd", vcpus=32, disks=20)
+    escaped = escape(ODD_NAME, {"\n": "&#10;", "\t": "&#9;"})
+    title = escape(ODD_NAME.replace("\n", ""))  # of which libvirt wants one line
+    guest = stage.start(xml.replace("<name>odd</name>", f"<name>{escaped}</name><title>{title}</title>"))
+    try:
+        page = until(scraper, "all of it", lambda page: len(page.labelled_of(ODD_NAME, "vcpu")) == 32 and len(
+            page.labelled_of(ODD_NAME, "target_device")) == 21)  # and its interface
+        assert page.value("libvirt_domain_persistent", domain=ODD_NAME) in (0, None)
+        assert labels(page, "libvirt_domain_info", ODD_NAME)["title"] == ODD_NAME.replace("\n", "").strip()
+        promtool_has_nothing_to_say(scraper.text()[0])
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        families = openmetrics.text_string_to_metric_families(scraper.server.get("/metrics", accept))
+        assert ODD_NAME in {sample.labels.get("domain") for family in families for sample in family.samples}
+    finally:
+        stage.end(guest)
 
 
 def test_a_guest_with_none_of_the_optional_parts_yields_no_series_for_them(scraper: Scraper) -> None:
