@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
 _SIZES = ("balloon.current", "balloon.maximum")
+_MOST_DISKS = 256
 
 
 class DomainRecords:
@@ -28,6 +30,7 @@ class DomainRecords:
         self._inventory = inventory
         self._kernel = kernel
         self._cadence = Cadence(groups, kernel, inventory.details)
+        self._images: dict[Key, tuple[Value | None, ...]] = {}
 
     def stale(self, running: Iterable[Key], stopped: Iterable[Key] = ()) -> bool:
         """Whether ``find`` has something to do."""
@@ -50,6 +53,8 @@ class DomainRecords:
         """Drop what was kept for domains that no longer run."""
         keys = list(running)
         self._cadence.forget(keys)
+        kept = set(keys)
+        self._images = {key: images for key, images in self._images.items() if key in kept}
         if self._kernel is not None:
             self._kernel.forget(keys)
 
@@ -60,6 +65,7 @@ class DomainRecords:
     def records(self, subject: Subject, key: Key, stats: dict[str, Value], sampled_at_s: float,
                 complete: bool) -> Iterator[Record]:
         """Records of a running domain of whose bulk answer (or roster entry) these are the ``stats``."""
+        self._follow_images(key, stats)
         sizes = {name: stats[name] for name in _SIZES if name in stats}
         self._cadence.take(key, stats, sampled_at_s, complete)
         if self._kernel is not None and self._kernel.serves(key):
@@ -75,6 +81,18 @@ class DomainRecords:
         if constants:
             yield Record(subject, "inventory", {}, sampled_at_s, constants)
 
+    def _follow_images(self, key: Key, stats: dict[str, Value]) -> None:
+        """Have the XML read again where a disk lies elsewhere than at the last sample.
+
+        libvirt sends no event for an external snapshot; where a disk lies it tells at each sample.
+        """
+        count = stats.get("block.count")
+        if isinstance(count, int) and count:
+            images = tuple([stats.get(name) for name in _image_keys(min(count, _MOST_DISKS))])
+            if self._images.setdefault(key, images) != images:
+                self._images[key] = images
+                self._inventory.invalidate(key[0])
+
     def _from_kernel(self, subject: Subject, key: Key) -> Iterator[Record]:
         assert self._kernel is not None
         read_at_s = time.monotonic()
@@ -82,3 +100,8 @@ class DomainRecords:
             yield Record(subject, "kernel", self._kernel.stats(key, self._inventory.details(*key)), read_at_s)
         except KernelSourceError as error:  # the process ended under us: the next roster will not list it
             log.debug("%s", error)
+
+
+@functools.lru_cache(_MOST_DISKS)
+def _image_keys(count: int) -> tuple[str, ...]:
+    return tuple(f"block.{number}.path" for number in range(count))

@@ -638,3 +638,14 @@ def test_snapshots_and_checkpoints_with_their_age(scraper: Scraper, stage: Stage
         assert page.value(f"libvirt_domain_checkpoint_{word}_timestamp_seconds", domain="tuned") == made(
             "checkpoint", "tuned", "first")
     stage.hypervisor.virsh("checkpoint-delete", "tuned", "first")
+
+
+def test_where_a_disk_lies_after_an_external_snapshot(scraper: Scraper, stage: Stage) -> None:
+    """libvirt sends no event for it, and backup programs make them without libvirt's keeping a list."""
+    def source(page: Page) -> str:
+        return next(dict(pairs)["source_file"] for name, pairs in page.values if name == "libvirt_domain_block_info"
+                    and {("domain", "tuned"), ("target_device", "hda")} <= set(pairs))
+
+    assert source(scraper.scrape()).endswith("/tuned.qcow2")
+    stage.hypervisor.virsh("snapshot-create-as", "tuned", "outside", "--disk-only", "--no-metadata")
+    until(scraper, "the new image", lambda page: source(page).endswith("/tuned.outside"), 10)
