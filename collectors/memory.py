@@ -53,8 +53,9 @@ MEMORY = Collector(
               "(process's stat file, field 10, as process.minor-faults, count).", since=""),
         Info(BALLOON_PERIOD,
              "Seconds between the guest's memory reports, 0 where it is asked for none, so that its own figures are "
-             "absent; virsh dommemstat --period sets it; absent without a balloon (domain XML <memballoon><stats "
-             "period>, seconds).", ("domain",), source="domain XML <memballoon><stats period>", since="1.1.1"),
+             "absent; virsh dommemstat --period sets it, which shows within ten minutes; absent without a balloon "
+             "(domain XML <memballoon><stats period>, seconds).", ("domain",),
+             source="domain XML <memballoon><stats period>", since="1.1.1"),
         Computed("libvirt_domain_memory_used_ratio", Ratio.COMPLEMENT, "balloon.usable",
                  "Share of its memory that the guest uses (1 - libvirt balloon.usable / balloon.available, ratio).",
                  denominator="balloon.available"),
