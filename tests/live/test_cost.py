@@ -14,7 +14,7 @@ import pytest
 
 from collectors.connection import Opener, Session
 from collectors.inventory import Inventory
-from collectors.job_reading import JobSource
+from collectors.job_reading import FAST_S, TURN_S, JobSource
 from collectors.periodic import RunningDomain, Scope
 from collectors.settings import SettingsSource
 from collectors.snapshots import SnapshotSource
@@ -290,6 +290,28 @@ def test_a_job_that_ended_its_guest_is_found_whatever_the_last_sample_knew(hyper
             if known.UUIDString() == domain.UUIDString():
                 known.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
         writer.close()
+
+
+def test_jobs_are_read_faster_while_one_runs(hypervisor: PrivateHypervisor, guests: list[str]) -> None:
+    session, inventory = Session(Opener(hypervisor.read_only_uri)), Inventory()
+    try:
+        domain = session.connection.lookupByName(guests[0])
+        uuid = domain.UUIDString()
+        scope = Scope((RunningDomain(uuid, domain.ID(), domain.name()),))
+        inventory.refresh(session, [(uuid, domain.ID())])
+        source = JobSource(inventory)
+        look(source, session, scope)
+        assert source.period_s == TURN_S
+        copy = hypervisor.folder / "images" / "faster.raw"
+        hypervisor.virsh("blockcopy", guests[0], "vda", "--dest", str(copy), "--transient-job")  # until it is ended
+        source.invalidate(uuid)
+        look(source, session, scope)
+        assert source.period_s == FAST_S < TURN_S
+        hypervisor.virsh("blockjob", guests[0], "vda", "--abort")
+        look(source, session, scope)  # no event needed: while a job runs, each turn looks
+        assert source.period_s == TURN_S
+    finally:
+        session.close()
 
 
 def test_a_served_domain_costs_few_calls_beside_the_sampling(
