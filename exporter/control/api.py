@@ -262,7 +262,8 @@ class _Endpoints:
 
 
 def _actor(principal: Principal, reason: str, request: HttpRequest) -> Actor:
-    return Actor(name=str(principal), way="api", reason=reason, request_id=request_id_of(request))
+    reaches = None if principal.allows_every_domain else principal.allows_domain
+    return Actor(name=str(principal), way="api", reason=reason, request_id=request_id_of(request), reaches=reaches)
 
 
 def _fingerprint(operation: AnyOperation, request: HttpRequest, body: bytes) -> bytes:

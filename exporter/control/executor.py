@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import libvirt
@@ -18,6 +18,7 @@ from exporter.control.audit import Trail
 from exporter.control.connection import Session, SessionPool
 from exporter.control.errors import ControlError, TimedOutError, UnconfirmedError, from_libvirt
 from exporter.control.folders import Folders
+from exporter.control.foreign_images import ForeignImages
 from exporter.control.locks import Locks, SubjectLock
 from exporter.control.operation import Call, Deadline, Operation, Parameters, Plan, Progress, Result, State, Subject
 from exporter.control.watching import watch_events
@@ -36,6 +37,8 @@ class Actor:
     way: str
     reason: str = ""
     request_id: str = ""
+    reaches: Callable[[str], bool] | None = None
+    """Which domains, by name, its scope holds; None for all."""
 
     def as_json(self) -> dict[str, JsonValue]:
         shown: dict[str, JsonValue] = {
@@ -187,10 +190,15 @@ class Executor:
         return Call(
             session=session.session,
             subject=subject,
-            folders=self.folders,
+            folders=self._folders(session, request.actor),
             deadline=Deadline(seconds, request.cancelled),
             progress=request.progress,
         )
+
+    def _folders(self, session: _Lease, actor: Actor) -> Folders:
+        if actor.reaches is None:
+            return self.folders
+        return replace(self.folders, refuse=ForeignImages(session.session, actor.reaches).refuse)
 
     def _explanation(self, operations: Mapping[str, AnyOperation], act: dict[str, JsonValue]) -> dict[str, JsonValue]:
         operation = operations.get(str(act.get("operation")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ class Folders:
     images: tuple[Path, ...] = ()
     destinations: tuple[Destination, ...] = ()
     """The hosts that guests may be moved to."""
+    refuse: Callable[[Path], None] = lambda _path: None
+    """Raises RefusedError for an image that the caller must not give to a guest."""
 
     @property
     def locks(self) -> Path:
@@ -57,11 +60,13 @@ class Folders:
     def image(self, text: str, what: str) -> Path:
         """An existing regular file or block device under one of `images`, links resolved.
 
-        Raises InvalidError for a relative path, one outside the folders, a missing or special file.
+        Raises InvalidError for a relative path, one outside the folders, a missing or special file, and what
+        `refuse` raises.
         """
         path, mode = self._under_images(text, what)
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise InvalidError(f"{what} {text} is neither a file nor a block device", next_step="choose another")
+        self.refuse(path)
         return path
 
     def image_folder(self, text: str, what: str) -> Path:

@@ -1,0 +1,100 @@
+"""A token with a narrow scope gives its guests no image that holds another guest's data, by whatever operation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.control_service import ControlService
+
+QCOW2_VERSION_3 = b"QFI\xfb\x00\x00\x00\x03"
+
+
+def qcow2(path: Path, backing: str = "") -> Path:
+    """An image's header, which is all that is looked at: the backing file's name stands right behind it."""
+    header = bytearray(QCOW2_VERSION_3 + bytes(104))
+    if backing:
+        header[8:20] = len(header).to_bytes(8, "big") + len(backing).to_bytes(4, "big")
+    path.write_bytes(bytes(header) + backing.encode())
+    return path
+
+
+def disk(file: Path, target: str, more: str = "", device: str = "disk") -> str:
+    return (f"<disk type='file' device='{device}'><driver name='qemu' type='qcow2'/><source file='{file}'/>"
+            f"<target dev='{target}'/>{more}</disk>")  # fmt: skip
+
+
+def domain(name: str, number: int, disks: str) -> str:
+    return (f"<domain type='test'><name>{name}</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e19{number:02}</uuid>"
+            f"<memory>8192</memory><os><type>hvm</type></os><devices>{disks}</devices></domain>")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    qcow2(folder / "base.qcow2")
+    qcow2(folder / "middle.qcow2", "base.qcow2")
+    qcow2(folder / "db1.qcow2", str(folder / "middle.qcow2"))
+    for name in ("own.qcow2", "free.qcow2", "media.qcow2", "shown.qcow2"):
+        qcow2(folder / name)
+    os.link(folder / "db1.qcow2", folder / "other-name.qcow2")
+    (folder / "link.qcow2").symlink_to("db1.qcow2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlService]:
+    folder = tmp_path_factory.mktemp("control")
+    db1 = disk(images / "db1.qcow2", "vda") + disk(images / "media.qcow2", "sda", device="cdrom") + disk(
+        images / "shown.qcow2", "vdb", "<readonly/>")  # fmt: skip
+    (folder / "node.xml").write_text(
+        f"<node>{domain('web1', 1, disk(images / 'own.qcow2', 'vda'))}{domain('db1', 2, db1)}</node>")  # fmt: skip
+    service = ControlService(folder, f"test://{folder}/node.xml").start("--control.image-directory", str(images))
+    yield service
+    assert service.stop() in (0, None)
+
+
+def asked(service: ControlService, token: str, image: Path, read_only: bool = False) -> tuple[int, Any]:
+    parameters = {"file": str(image), "format": "qcow2", "read_only": read_only, "apply_to": "persistent"}
+    body = {"parameters": parameters, "dry_run": True}
+    return service.ask("POST", "/api/v1/domains/web1/attach-disk", body, token=token)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["db1", "link", "other-name", "middle", "base"])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_another_guests_image_and_what_it_stands_on_are_refused(
+    service: ControlService, images: Path, name: str, read_only: bool
+) -> None:
+    status, document = asked(service, "web", images / f"{name}.qcow2", read_only)
+    assert (status, "belongs to a domain that this token does not reach" in document["detail"]) == (409, True)
+    assert "'db1'" not in document["detail"]
+    # Not for want of anything else: who reaches all of the host is not stopped by this.
+    status, document = asked(service, "admin", images / f"{name}.qcow2", read_only)
+    assert "does not reach" not in document.get("detail", "")
+
+
+@pytest.mark.parametrize("name", ["own", "free", "media", "shown"])
+def test_ones_own_free_and_shared_images_are_not(service: ControlService, images: Path, name: str) -> None:
+    _, document = asked(service, "web", images / f"{name}.qcow2")
+    assert "does not reach" not in document.get("detail", "")
+
+
+@pytest.mark.parametrize(
+    ("operation", "fields"),
+    [("define", {}), ("create", {}), ("provision", {}), ("define-xml", None), ("create-xml", None)],
+)
+def test_a_new_guest_gets_none_either(service: ControlService, images: Path, operation: str, fields: Any) -> None:
+    image = str(images / "db1.qcow2")
+    if fields is None:
+        parameters: dict[str, Any] = {"xml": domain("web7", 7, disk(images / "db1.qcow2", "vda"))}
+    else:
+        parameters = {"name": "web7", "type": "test", "memory_mib": 64, "disks": [{"file": image, "format": "qcow2"}]}
+    for dry_run in (True, False):
+        body = {"parameters": parameters, "dry_run": dry_run}
+        status, document = service.ask("POST", f"/api/v1/domains:{operation}", body, token="web")
+        assert (status, "does not reach" in document["detail"]) == (409, True), document
+    assert service.ask("GET", "/api/v1/domains/web7", token="web")[0] == 404
