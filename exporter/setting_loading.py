@@ -149,10 +149,18 @@ def _problem(detail: ErrorDetails, given: Mapping[str, Given], known: Mapping[st
     if key not in known:
         return f"{key}: {cause}; correct it"
     setting, origin = known[key], given[key].origin if key in given else "default"
-    # A malformed URI is not shown either, unless it is too plain for a password: nobody knows where in it that is.
-    hidden = setting.secret or (setting.may_hold_password and not _PLAIN_URI.fullmatch(str(detail["input"])))
+    hidden = setting.secret or (setting.may_hold_password and not _is_plain(detail["input"], origin))
     got = "a value that is not shown" if hidden else _shown(detail["input"])
     return f"{key} ({origin}): {got} {cause}; correct it or leave it out for the default ({setting.default_text})"
+
+
+def _is_plain(value: object, origin: str) -> bool:
+    """Whether a malformed URI may be shown: nobody knows where in one a password is, so few may.
+
+    One word is a password as likely as not, unless it stands in a flag, where everyone has seen it.
+    """
+    text = str(value)
+    return _PLAIN_URI.fullmatch(text) is not None or (origin.startswith("--") and text.isalnum())
 
 
 def _shown(value: object) -> str:
