@@ -7,6 +7,7 @@ import lzma
 import re
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,8 +30,8 @@ class GuestKernel(NamedTuple):
     modules: dict[str, bytes]
 
 
-def fetch_kernel() -> GuestKernel:
-    """Download Debian's kernel package into a temporary folder and take it apart.
+def fetch_kernel(more: Sequence[str] = ()) -> GuestKernel:
+    """Download Debian's kernel package into a temporary folder and take it apart; `more` are further modules.
 
     Raises DemonstrationError without network, without the package, or where a required module is missing.
     """
@@ -42,7 +43,7 @@ def fetch_kernel() -> GuestKernel:
         if not images:
             raise DemonstrationError(f"{package.name} holds no kernel; run 'apt-get update' and try again")
         packed = images[-1].read_bytes()
-        modules = _pick_modules(folder / "root")
+        modules = _pick_modules(folder / "root", more)
         return GuestKernel(images[-1].name.removeprefix("vmlinuz-"), unpack_kernel(packed) or packed, modules)
 
 
@@ -96,7 +97,7 @@ def _decompress(payload: bytes) -> bytes:
     return b""
 
 
-def _pick_modules(root: Path) -> dict[str, bytes]:
+def _pick_modules(root: Path, more: Sequence[str]) -> dict[str, bytes]:
     """The wanted modules and all they depend on, each after what it needs."""
     files = {_module_name(path): path for path in sorted(root.rglob("*.ko*"))}
     built_in = {_module_name(Path(line)) for listing in root.rglob("modules.builtin") for line in _lines(listing)}
@@ -114,7 +115,7 @@ def _pick_modules(root: Path) -> dict[str, bytes]:
             add(needed)
         picked[name] = data
 
-    for name in REQUIRED_MODULES + OPTIONAL_MODULES:
+    for name in (*REQUIRED_MODULES, *OPTIONAL_MODULES, *more):
         add(name)
     return picked
 

@@ -1,15 +1,20 @@
-"""The devices of the machine that runs the tests. Only looked at: nothing here is a real run of a change."""
+"""Node devices: those of the machine that runs the tests, which are looked at only; and those of a machine with an
+IOMMU in software, which are really taken, reset, given to a guest and given back.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from exporter.control.errors import ControlError, RefusedError, UnsupportedError
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from tests.live.iommu_machine import ADDRESS, DEFAULT, DISK, FREE, OTHER, PAIRED, PORT, run_inside, virtiofsd
 from tests.live.operating import Operator
 
 
@@ -74,3 +79,64 @@ def test_without_an_iommu_nothing_is_offered(operator: Operator) -> None:
     for row in operator("nodedev.list", capability="pci").details["rows"]:
         with pytest.raises((RefusedError, UnsupportedError)):
             operator.dry("nodedev.detach", row["name"])
+
+
+@pytest.fixture(scope="module")
+def inside() -> dict[str, Any]:
+    """What happened in the machine with an IOMMU, by step; one boot for all tests."""
+    if virtiofsd() is None:
+        pytest.skip("virtiofsd is not installed (Debian: qemu-system-common, or virtiofsd)")
+    return run_inside("tests.live.inside_iommu_machine", 900)
+
+
+REFUSED = {
+    DISK: f"the host uses PCI device {DISK}: disk nvme0n1 is mounted on /run/mounted",
+    DEFAULT: f"the host uses PCI device {DEFAULT}: interface eth0 has the address 192.0.2.5; "
+    "interface eth0 carries the host's default route",
+    ADDRESS: f"the host uses PCI device {ADDRESS}: interface eth1 has the address 198.51.100.5; end that use",
+    PAIRED: rf"PCI device {PAIRED} shares its IOMMU group \d+ with {OTHER} \(virtio-pci\)",
+    PORT: f"PCI device {PORT} is a bridge of the host",
+}
+
+
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("address", REFUSED)
+def test_with_an_iommu_what_the_host_uses_is_refused_by_name(inside: dict[str, Any], address: str) -> None:
+    told = inside[f"dry detach {address}"]
+    assert told["error"] == "RefusedError"
+    assert re.search(REFUSED[address], told["text"]), told["text"]
+    assert told["driver"] not in (None, "vfio-pci")
+
+
+@pytest.mark.timeout(1000)
+def test_with_an_iommu_a_device_is_taken_reset_and_given_back(inside: dict[str, Any]) -> None:
+    plan = inside[f"dry detach {FREE}"]["plan"]
+    assert plan["steps"] == [f"take {FREE} from virtio-pci and give it to vfio-pci"]
+    assert plan["lost"] == ["the host's interface eth4"]
+    taken = inside["detach"]
+    assert (taken["changed"], taken["driver"], taken["details"]["detached"]) == (True, "vfio-pci", [FREE])
+    assert inside["detach again"]["changed"] is False
+    assert (inside["reset"]["changed"], inside["reset"]["driver"]) == (True, "vfio-pci")
+    back = inside["reattach"]
+    assert (back["changed"], back["driver"], back["after"]["driver"]) == (True, "virtio-pci", "virtio-pci")
+    assert inside["trail"]["verified"] == len(inside["trail"]["events"]) > 0
+
+
+@pytest.mark.timeout(1000)
+def test_with_an_iommu_a_running_guests_device_stays_its_own(inside: dict[str, Any]) -> None:
+    assert inside["show held"]["details"]["used_by_guests"] == ["holder"]
+    for verb in ("reattach", "reset"):
+        told = inside[f"{verb} held"]
+        assert (told["error"], told["driver"]) == ("RefusedError", "vfio-pci")
+        assert f"PCI device {FREE} belongs to the running guest holder" in told["text"]
+
+
+@pytest.mark.timeout(1000)
+def test_with_an_iommu_a_group_goes_as_a_whole(inside: dict[str, Any]) -> None:
+    shown = inside["show pair"]["details"]
+    assert shown["iommu_group_others"] == [OTHER]
+    assert (inside["detach group"]["details"]["detached"], inside["detach group"]["driver"]) == (
+        [PAIRED, OTHER], "vfio-pci"
+    )  # fmt: skip
+    assert inside["reattach first"]["driver"] == inside["reattach second"]["driver"] == "virtio-pci"
+    assert inside["reattach second"]["changed"] is True
