@@ -36,10 +36,19 @@ def job_of(handle: Any, device: str) -> dict[str, JsonValue]:
     return {
         "type": _NAMES.get(info["type"], str(info["type"])),
         "percent": round(100 * done / end, 1) if end else 0.0,
-        # libvirt tells cur 0 of 1 until a job has begun, and cur == end first when QEMU says it is ready.
-        "ready": end > 1 and done == end,
+        "ready": _is_ready(handle, device),
         "bandwidth_bytes_sec": int(info.get("bandwidth") or 0),
     }
+
+
+def _is_ready(handle: Any, device: str) -> bool:
+    """Whether all is copied, and the disk can change over. Not by the numbers: an empty overlay's are 1 of 1."""
+    with contextlib.suppress(libvirt.libvirtError):
+        for disk in device_root(handle, "live").iterfind("devices/disk"):
+            mirror = disk.find("mirror")
+            if mirror is not None and disk_shown(disk)[0] == device:
+                return mirror.get("ready") == "yes"
+    return False
 
 
 def chain_of(handle: Any, device: str) -> list[str]:

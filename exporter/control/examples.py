@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[str | None, dict[str, Any]]] = {
     "domain.detach-disk": ("web1", {"device": "vdb"}),
     "domain.attach-interface": ("web1", {"network": "default", "mac": "52:54:00:1a:2b:3d"}),
     "domain.detach-interface": ("web1", {"device": "52:54:00:1a:2b:3d"}),
+    "domain.set-disk-size": ("web1", {"device": "vda", "capacity_bytes": 42949672960}),
     "domain.set-vcpus": ("web1", {"vcpus": 4}),
     "domain.attach-memory": ("web1", {"size_mib": 1024}),
     "domain.detach-memory": ("web1", {"size_mib": 1024}),

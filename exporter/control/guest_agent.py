@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import libvirt
@@ -42,20 +42,28 @@ def agent_answers(handle: Any) -> bool:
     """Whether the agent is connected and answers a question within 5 s; a command it does not know is an answer."""
     if not agent_connected(handle):
         return False
-    with contextlib.suppress(libvirt.libvirtError, AttributeError):
-        handle.agentSetResponseTimeout(ANSWER_LIMIT_S, 0)
     started_s = time.monotonic()
     try:
-        handle.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_HOSTNAME, 0)
+        with answer_limit(handle, ANSWER_LIMIT_S):
+            handle.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_HOSTNAME, 0)
     except libvirt.libvirtError as error:
         if not falls_back(error):
             raise
         return refused(error)
+    # libvirt 9.0 gives an empty answer, not an error, where the limit passed.
+    return time.monotonic() - started_s < ANSWER_LIMIT_S
+
+
+@contextlib.contextmanager
+def answer_limit(handle: Any, seconds: int) -> Iterator[None]:
+    """libvirt waits no longer than this for each answer of the agent while it is open; it would for ever otherwise."""
+    with contextlib.suppress(libvirt.libvirtError, AttributeError):
+        handle.agentSetResponseTimeout(seconds, 0)
+    try:
+        yield
     finally:
         with contextlib.suppress(libvirt.libvirtError, AttributeError):
             handle.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
-    # libvirt 9.0 gives an empty answer, not an error, where the limit passed.
-    return time.monotonic() - started_s < ANSWER_LIMIT_S
 
 
 def asked_within(session: Session, uuid: str, ask: Callable[[Any], object], deadline: Deadline) -> bool:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import libvirt
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from exporter.control.device_change import FLAGS, DeviceChange, DeviceParameters, Side, Step, Values, device_root
 from exporter.control.device_removal import remove_live
@@ -48,6 +48,11 @@ class AttachDisk(DeviceChange[AttachDiskParameters]):
         if target in now and now[target] != new:
             raise RefusedError(
                 f"domain {call.subject.name} has another disk at {target}", next_step="choose another --device"
+            )
+        twins = [other for other, disk in now.items() if other != target and _file(disk) == new["file"]]
+        if twins and not parameters.read_only:
+            raise RefusedError(
+                f"domain {call.subject.name} has {new['file']} as its disk {twins[0]}", next_step="choose another image"
             )
         return now | {target: new}
 
@@ -159,6 +164,10 @@ def disk_shown(disk: Element) -> tuple[str, Values]:
     }
     name = (target.get("dev") or "") if target is not None else ""
     return name, {key: value for key, value in shown.items() if value is not None}
+
+
+def _file(disk: JsonValue) -> JsonValue:
+    return disk.get("file") if isinstance(disk, dict) else None
 
 
 def attach(call: Call, element: Element, side: Side) -> None:

@@ -15,6 +15,7 @@ from exporter.control.errors import RefusedError
 from exporter.control.guest_fields import GuestInterface, MacAddress
 from exporter.control.guest_xml import interface_element
 from exporter.control.hotplug_disk import alias_of, attach
+from exporter.control.networks import NETWORK
 from exporter.control.operation import Call, Operation
 
 _PREFIX = "52:54:00"  # QEMU's
@@ -48,6 +49,17 @@ class AttachInterface(DeviceChange[AttachInterfaceParameters]):
                 f"domain {call.subject.name} has another interface with {mac}", next_step="choose another --mac"
             )
         return now | {mac: new}
+
+    def check(self, call: Call, parameters: AttachInterfaceParameters) -> None:
+        super().check(call, parameters)
+        if parameters.network is None:
+            return
+        network = NETWORK.subject(call.session, parameters.network)
+        if "live" in self.sides(call, parameters) and not network.handle.isActive():
+            raise RefusedError(
+                f"network {network.name} is not active",
+                next_step=f"start it ('network start {network.name}'), or apply to persistent",
+            )
 
     def apply(self, call: Call, side: Side, wanted: Values, parameters: AttachInterfaceParameters) -> None:
         (mac,) = set(wanted) - set(interfaces_of(call.subject.handle, side))
@@ -89,7 +101,12 @@ class DetachInterface(DeviceChange[DetachInterfaceParameters]):
 
     def apply(self, call: Call, side: Side, wanted: Values, parameters: DetachInterfaceParameters) -> None:
         handle, mac = call.subject.handle, parameters.device
-        (element,) = (found for found in _elements(handle, side) if _shown(found)[0] == mac)
+        element, *others = (found for found in _elements(handle, side) if _shown(found)[0] == mac)
+        if others:
+            raise RefusedError(
+                f"domain {call.subject.name} has {len(others) + 1} interfaces with {mac}",
+                next_step="give them addresses of their own in its definition first",
+            )
         xml = ElementTree.tostring(element, encoding="unicode")
         if side == "persistent":
             handle.detachDeviceFlags(xml, FLAGS[side])

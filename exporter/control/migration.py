@@ -10,6 +10,7 @@ from typing import Any
 import libvirt
 from pydantic import JsonValue
 
+from collectors.domain_xml import element_tree
 from exporter.control import migration_job
 from exporter.control.connection import Session
 from exporter.control.destinations import Destination, destination_named, destinations_listed
@@ -18,10 +19,11 @@ from exporter.control.errors import ControlError, RefusedError, TimedOutError, U
 from exporter.control.folders import Folders
 from exporter.control.interface_change import is_remote
 from exporter.control.migration_checks import CopyPlan, check_destination, copies
-from exporter.control.migration_disks import GuestDisk, check_disks, copied_targets, guest_disks
+from exporter.control.migration_disks import GuestDisk, check_disks, copied_targets, guest_disks, media
 from exporter.control.migration_parameters import MigrateParameters, migration_flags, typed_parameters
 from exporter.control.migration_progress import Watch, job_facts
 from exporter.control.migration_sides import look_at_both
+from exporter.control.node_device_xml import pci_address_of
 from exporter.control.operation import Call, NoParameters, Operation, Plan, Role, State, Subject
 
 _MOVABLE = ("running", "blocked", "paused")
@@ -133,8 +135,7 @@ class Migrate(DomainOperation[MigrateParameters]):
         destination = destination_named(call.folders.destinations, parameters.to)
         uuid = str(call.subject.uuid)
         if parameters.mode == "offline":
-            with destination.connection() as there:
-                there.lookupByUUIDString(uuid)
+            _verify_definitions(call, parameters, destination)
             return
         settled = call.deadline.within(20).wait_for(
             lambda: look_at_both(call.session, destination, uuid).exactly_one, poll_s=0.5
@@ -209,6 +210,35 @@ def _refuse_by_state(handle: Any, name: str, parameters: MigrateParameters) -> N
         )
 
 
+    if parameters.mode != "offline":
+        _refuse_host_devices(handle, name)
+
+
+def _refuse_host_devices(handle: Any, name: str) -> None:
+    for device in element_tree(handle.XMLDesc(0)).iterfind("devices/hostdev"):
+        address = device.find("source/address")
+        at = (pci_address_of(address) if address is not None else None) or device.get("type") or "?"
+        raise RefusedError(
+            f"domain {name} has the device {at} of this host, which cannot go along",
+            next_step="take it from the guest first, or shut it down and use --mode offline",
+        )
+
+
+def _verify_definitions(call: Call, parameters: MigrateParameters, destination: Destination) -> None:
+    """Of a definition that was moved: it is there, and here only if it was to be kept."""
+    sides = look_at_both(call.session, destination, str(call.subject.uuid))
+    there = bool(sides.there and sides.there.get("persistent"))
+    here = bool(sides.here and sides.here.get("persistent"))
+    if not there or here != parameters.keep_source:
+        found = [place for place, known in ((destination.name, there), ("this host", here)) if known]
+        told = ", ".join(found) or "neither host"
+        raise ControlError(
+            f"domain {call.subject.name} was moved to {destination.name} and is defined on {told}",
+            next_step="look at both hosts before anything else",
+            outcome_unknown=True,
+        )
+
+
 def _disks(call: Call) -> list[GuestDisk]:
     session = call.session
     # The files of another host's guest are not under this machine's mounts.
@@ -250,6 +280,9 @@ def _warnings(
         found.append("its autostart does not go along; set it on the destination")
     if parameters.keep_source and handle.isPersistent():
         found.append("it stays defined here: start it on one of the two hosts only")
+    if parameters.mode != "offline":
+        inserted = media(handle.XMLDesc(0))
+        found += [f"{file} in a drive must be on {destination.name} too; else eject it first" for file in inserted]
     targets = copied_targets(disks, parameters)
     if targets:
         found.append(f"the files of {', '.join(targets)} stay here, and grow old")

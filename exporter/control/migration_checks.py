@@ -37,6 +37,7 @@ def check_destination(source: Any, there: Any, handle: Any, parameters: MigrateP
         need, free = (handle.info()[1] << 10) + QEMU_OVERHEAD_BYTES, free_memory_bytes(there)
         facts |= {"memory_needed_bytes": need, "memory_free_bytes": free}
         refuse_without_memory(place, need, free)
+        _refuse_without_networks(there, element_tree(xml), place)
     facts["cpu"] = check_cpu(source, there, element_tree(xml), place)
     return {key: value for key, value in facts.items() if value is not None}
 
@@ -74,6 +75,21 @@ def _refuse_name_clash(there: Any, name: str, uuid: str, place: str) -> None:
                 f"this guest already runs on the destination {place} ({domain_state(known)['state']})",
                 next_step="destroy one of the two at once: both write to the same disks",
             )
+
+
+def _refuse_without_networks(there: Any, domain: Element, place: str) -> None:
+    wanted = {source.get("network") for source in domain.iterfind("devices/interface[@type='network']/source")}
+    for name in sorted(name for name in wanted if name):
+        try:
+            if there.networkLookupByName(name).isActive():
+                continue
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
+                continue  # it cannot be known; libvirt itself will say
+            raise RefusedError(
+                f"the destination {place} has no virtual network {name}", next_step="define it there first"
+            ) from error
+        raise RefusedError(f"the virtual network {name} is not active on {place}", next_step="start it there first")
 
 
 def free_memory_bytes(connection: Any) -> int | None:
@@ -150,6 +166,12 @@ def copies(there: Any, disks: list[GuestDisk], parameters: MigrateParameters, si
             if parameters.copy_storage == "full":
                 plan.lost.append(f"what {disk.source} holds on the destination {parameters.to}")
             continue
+        if parameters.copy_storage == "incremental" and _pool_of(there, disk) is not None:
+            raise RefusedError(
+                f"the destination {parameters.to} has no {disk.source}, and libvirt makes none for an incremental copy",
+                next_step="create it there over the same backing file (qemu-img create -b), refresh its pool, or copy"
+                " the whole (--copy-storage full)",
+            )
         _room(there, disk, sizes.get(disk.target, 0), parameters.to, plan)
     return plan
 
@@ -163,17 +185,22 @@ class CopyPlan:
         self.warnings: list[str] = []
 
 
+def _pool_of(there: Any, disk: GuestDisk) -> Any | None:
+    with contextlib.suppress(libvirt.libvirtError):
+        pool = there.storagePoolLookupByTargetPath(str(PurePosixPath(disk.source).parent))
+        return pool if pool.isActive() else None
+    return None
+
+
 def _room(there: Any, disk: GuestDisk, size: int, place: str, plan: CopyPlan) -> None:
-    folder = str(PurePosixPath(disk.source).parent)
-    try:
-        pool = there.storagePoolLookupByTargetPath(folder)
-        free = int(pool.info()[3])
-    except libvirt.libvirtError:
+    folder, pool = str(PurePosixPath(disk.source).parent), _pool_of(there, disk)
+    if pool is None:
         plan.warnings.append(
             f"the destination {place} has no storage pool in {folder}: libvirt copies {disk.target} only into a file"
             " that is there already, and what it holds is overwritten"
         )
         return
+    free = int(pool.info()[3])
     if free < size:
         raise RefusedError(
             f"the destination's pool {pool.name()} has {free >> 20} MiB free, and disk {disk.target} may need"

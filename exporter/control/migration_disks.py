@@ -55,6 +55,13 @@ def guest_disks(connection: Any, xml: str, mounts: Path | None = Path("/proc/sel
     return found
 
 
+def media(xml: str) -> list[str]:
+    """The files in the guest's CD-ROM and floppy drives, which no migration takes along."""
+    drives = (disk for disk in element_tree(xml).iterfind("devices/disk"))
+    sources = (drive.find("source") for drive in drives if drive.get("device") in ("cdrom", "floppy"))
+    return [file for source in sources if source is not None and (file := source.get("file"))]
+
+
 def _where(
     connection: Any, disk: Element, source: Element, path: str, mounts: Path | None
 ) -> tuple[Literal["shared", "local"], str]:

@@ -31,6 +31,7 @@ def is_migrating(connection: Any, uuid: str) -> bool:
 
 class _MigrationOperation(DomainOperation[P]):
     area: ClassVar[str] = "migration"
+    beside_jobs: ClassVar[bool] = True
 
     def find(self, session: Session, reference: str | None, parameters: P) -> Subject:
         subject = find_domain(session, reference or "")

@@ -26,7 +26,7 @@ from exporter.control.host_objects import (
     UndefineOperation,
     XmlOperation,
 )
-from exporter.control.operation import Call, NoParameters, Operation, P, Parameters, Role, State
+from exporter.control.operation import Call, NoParameters, Operation, P, Parameters, Role, State, moment
 
 NETWORK = Kind(
     "network", "listAllNetworks", "networkLookupByName", "networkLookupByUUIDString",
@@ -174,7 +174,7 @@ class DefineNetwork(_OfNetwork[NetworkFields], DefineOperation[NetworkFields]):
 
 
 class Leases(_OfNetwork[NoParameters]):
-    """`rows`: address, mac, hostname, expires (epoch seconds)."""
+    """`rows`: address, mac, hostname, expires (RFC 3339)."""
 
     verb = "leases"
     summary = "Lists the addresses that a virtual network's DHCP has given out."
@@ -187,7 +187,7 @@ class Leases(_OfNetwork[NoParameters]):
         rows: list[JsonValue] = []
         for lease in call.subject.handle.DHCPLeases():
             row = {"address": f"{lease['ipaddr']}/{lease['prefix']}", "mac": lease.get("mac"),
-                   "hostname": lease.get("hostname"), "expires": lease.get("expirytime")}  # fmt: skip
+                   "hostname": lease.get("hostname"), "expires": moment(lease.get("expirytime"))}  # fmt: skip
             rows.append({name: value for name, value in row.items() if value})
         return {"rows": rows}
 

@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -23,6 +24,11 @@ from exporter.control.watching import EventsHeard
 
 State = dict[str, JsonValue]
 """What is known of a thing's state, by name, with units in the names; what is unknown is absent."""
+
+
+def moment(seconds: float | None) -> str | None:
+    """Seconds since the epoch as RFC 3339 in UTC; None where libvirt tells none (or 0)."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else None
 
 
 _GROUPED = ("attach", "detach", "set", "lift")
@@ -223,6 +229,10 @@ class Operation(ABC, Generic[P]):
     @abstractmethod
     def state(self, call: Call, parameters: P) -> State:
         """The subject's state now: `before` and `after` of the Result. Of a reading operation: its `details`."""
+
+    def held_by(self, subject: Subject) -> str:
+        """What libvirt itself does with the subject that this would have to wait for; empty where nothing does."""
+        return ""
 
     def check(self, call: Call, parameters: P) -> None:
         """Raises RefusedError, UnsupportedError or InvalidError where it must not be tried."""

@@ -236,7 +236,8 @@ class ResizeVolume(_OfVolume[ResizeVolumeParameters]):
         used = users_of(call.session.connection, call.subject.handle.path(), running=True)
         if used and parameters.capacity_bytes != now:
             raise RefusedError(
-                f"volume {call.subject.name} is in use by the running {', '.join(used)}", next_step="stop it first"
+                f"volume {call.subject.name} is in use by the running {', '.join(used)}",
+                next_step="make it larger with 'domain set disk-size', or stop the domain first",
             )
 
     def plan(self, call: Call, parameters: ResizeVolumeParameters) -> Plan:

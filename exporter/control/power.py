@@ -167,6 +167,7 @@ class Destroy(DomainOperation[DestroyParameters]):
     summary = "Ends the domain at once, as pulling the plug does."
     parameters = DestroyParameters
     destructive = True
+    beside_jobs = True
     # libvirt itself waits 10 s after SIGTERM, then kills; more on a busy host.
     deadline_s = 60.0
 

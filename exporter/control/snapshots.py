@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +16,15 @@ from collectors.domain_xml import element_tree
 from exporter.control.connection import Session
 from exporter.control.device_change import device_root
 from exporter.control.domain import DomainOperation, P, domain_state, is_state, live_state
-from exporter.control.errors import ControlError, NotFoundError, RefusedError, UnsupportedError
+from exporter.control.errors import ControlError, NotFoundError, RefusedError, UnsupportedError, from_libvirt
 from exporter.control.folders import Folders
+from exporter.control.guest_agent import agent_answers, answer_limit
 from exporter.control.guest_fields import OneLine
 from exporter.control.hotplug_disk import disk_shown
-from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State
+from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, moment
 
+_FREEZE_LIMIT_S = 60
+"""How long the agent may need to write out its file systems."""
 _REVERTS_EXTERNAL = 9_009_000  # libvirt 9.9.0
 
 
@@ -57,7 +61,7 @@ class _OfDomain(DomainOperation[P]):
 
 
 class ListSnapshots(_OfDomain[NoParameters]):
-    """`rows`: name, created (epoch seconds), state, kind, current, parent, description."""
+    """`rows`: name, created (RFC 3339), state, kind, current, parent, description."""
 
     verb = "list"
     summary = "Lists a domain's snapshots."
@@ -95,6 +99,11 @@ class CreateSnapshot(_OfDomain[CreateSnapshotParameters]):
             raise RefusedError(
                 "only an external snapshot of a running guest can be quiesced", next_step="leave --quiesce out"
             )
+        if parameters.quiesce and not agent_answers(handle):
+            raise RefusedError(
+                f"the guest agent in domain {name} does not answer, and cannot hold its file systems",
+                next_step="start it in the guest (qemu-guest-agent), or leave --quiesce out",
+            )
         for target, disk in _disks(handle).items():
             if parameters.kind == "internal" and disk.get("format") != "qcow2":
                 raise RefusedError(
@@ -128,7 +137,20 @@ class CreateSnapshot(_OfDomain[CreateSnapshotParameters]):
             call.details["files"] = {target: str(path) for target, path in disks.items()}
             call.intent({"files": call.details["files"]})
         others = [target for target in _targets(handle) if target not in disks] if disks else []
-        handle.snapshotCreateXML(snapshot_xml(parameters.name, parameters.description, disks, others), flags)
+        xml = snapshot_xml(parameters.name, parameters.description, disks, others)
+        if not parameters.quiesce:
+            handle.snapshotCreateXML(xml, flags)
+            return
+        with answer_limit(handle, _FREEZE_LIMIT_S):
+            try:
+                handle.snapshotCreateXML(xml, flags)
+            except libvirt.libvirtError as error:
+                # What was asked of the agent before it fell mute it may have done: nothing may stay held.
+                with contextlib.suppress(libvirt.libvirtError):
+                    handle.fsThaw()
+                failed = from_libvirt(error, f"the quiesced snapshot of domain {call.subject.name}")
+                failed.next_step += "; if the guest's file systems are held: 'virsh domfsthaw'"
+                raise failed from error
 
     def verify(self, call: Call, parameters: CreateSnapshotParameters) -> None:
         if parameters.name not in _names(call.subject.handle):
@@ -217,7 +239,7 @@ class _OfCheckpoints(_OfDomain[P]):
 
 
 class ListCheckpoints(_OfCheckpoints[NoParameters]):
-    """`rows`: name, parent."""
+    """`rows`: name, parent, created (RFC 3339)."""
 
     verb = "list"
     summary = "Lists a domain's checkpoints: points from which changed blocks are kept account of."
@@ -229,7 +251,7 @@ class ListCheckpoints(_OfCheckpoints[NoParameters]):
         for found in call.subject.handle.listAllCheckpoints(0):
             root = element_tree(found.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))
             row = {"name": found.getName(), "parent": root.findtext("parent/name"),
-                   "created": int(root.findtext("creationTime") or 0)}  # fmt: skip
+                   "created": moment(int(root.findtext("creationTime") or 0))}  # fmt: skip
             rows.append({key: value for key, value in row.items() if value})
         return {"rows": rows}
 
@@ -318,7 +340,7 @@ def _row(snapshot: Any) -> dict[str, JsonValue]:
         "kind": "external" if external else "internal",
         "state": root.findtext("state"),
         "memory": memory is not None and memory.get("snapshot") != "no",
-        "created": int(root.findtext("creationTime") or 0),
+        "created": moment(int(root.findtext("creationTime") or 0)),
         "current": bool(snapshot.isCurrent()),
         "parent": root.findtext("parent/name"),
         "description": root.findtext("description"),

@@ -18,7 +18,8 @@
 #   g.agent=WORD             agent 1|slow:S|mute            how the guest agent answers; where a further archive
 #                            agent gone                     brought Debian's qemu-ga: 1, mute, gone (not running)
 #   g.hostname=NAME                                        the guest's host name
-#   g.mount=DISK                                           a disk with an ISO image, to be mounted at /mnt
+#   g.mount=DISK                                           a disk with ext4 or an ISO image, to be mounted at /mnt
+#                            file B                         write B bytes to a file there, and wait for the disk
 #   g.hang=1                                                never print READY
 #                            idle poweroff reboot panic stat
 export PATH=/bin
@@ -203,6 +204,7 @@ order() {
     write) copy_exactly /dev/zero "/dev/${3:-vda}" "$1" "${2:-65536}" 'oflag=direct conv=notrunc' ;;
     read) copy_exactly "/dev/${3:-vda}" /dev/null "$1" "${2:-65536}" iflag=direct ;;
     flush) dd if=/dev/zero of="/dev/${1:-vda}" bs=512 count=1 conv=notrunc,fsync status=none ;;
+    file) dd if=/dev/zero of=/mnt/file bs="$1" count=1 conv=fsync status=none ;;
     ping) ping_exactly "$@" ;;
     tcp) head -c "$3" /dev/zero | nc -w 5 "$1" "$2" ;;
     idle) stop_load cpu; stop_load wrate; stop_load pings; rm -f /run/hold ;;
@@ -221,7 +223,9 @@ value=$(boot_option agent); echo "${value:-1}" > /run/agent
 power_button &
 agent &
 value=$(boot_option hostname); [ -n "$value" ] && hostname "$value"
-value=$(boot_option mount); [ -n "$value" ] && mkdir -p /mnt && mount -t iso9660 -o ro "/dev/$value" /mnt
+value=$(boot_option mount); [ -n "$value" ] && mkdir -p /mnt && {
+  mount -t ext4 "/dev/$value" /mnt 2>/dev/null || mount -t iso9660 -o ro "/dev/$value" /mnt
+}
 value=$(boot_option ip); [ -n "$value" ] && set_address "$value"
 value=$(boot_option mem); [ -n "$value" ] && hold_memory "$value"
 value=$(boot_option cpu); [ -n "$value" ] && burn_cpu "$value"

@@ -16,7 +16,7 @@ from exporter.demonstration.programs import run_program
 from tests.exporter.certificates import authority, signed
 from tests.live.sector_guests import SectorGuest, sector_xml
 
-_LINE = "migrate0"
+LINE = "migrate0"
 _ADDRESSES = ("10.78.0.1", "10.78.0.2")
 
 
@@ -74,11 +74,11 @@ def host_pair() -> Iterator[HostPair]:
     """Both, started and joined; ended afterwards."""
     with PrivateHypervisor() as here, PrivateHypervisor() as there:
         enter = ["nsenter", f"--net=/proc/{here.network_pid}/ns/net"]
-        peer = ["peer", "name", _LINE, "netns", str(there.network_pid)]
-        run_program([*enter, "ip", "link", "add", _LINE, "type", "veth", *peer], timeout_s=15)
+        peer = ["peer", "name", LINE, "netns", str(there.network_pid)]
+        run_program([*enter, "ip", "link", "add", LINE, "type", "veth", *peer], timeout_s=15)
         for host, address in zip((here, there), _ADDRESSES, strict=True):
-            host.run("ip", "address", "add", f"{address}/24", "dev", _LINE)
-            host.run("ip", "link", "set", _LINE, "up")
+            host.run("ip", "address", "add", f"{address}/24", "dev", LINE)
+            host.run("ip", "link", "set", LINE, "up")
             # libvirt's own folder is each host's own: a disk in it is local, and has the same path on the other.
             (host.folder / "lib" / "images").mkdir(exist_ok=True)
         yield HostPair(here, there)

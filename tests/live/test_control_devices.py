@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from exporter.control.errors import RefusedError, TimedOutError, UnsupportedError
+from exporter.control.errors import NotFoundError, RefusedError, TimedOutError, UnsupportedError
 from exporter.control.operation import Result
 from exporter.demonstration.errors import DemonstrationError
 from exporter.demonstration.guest_console import GuestConsole
@@ -200,6 +200,8 @@ def test_a_disk_comes_and_goes_while_scraped(
         eventually(lambda: written(scraper, "vdb") == 1 << 20, "the exporter's count of it")
         with pytest.raises(RefusedError, match="has another disk at vdb"):
             operator("domain.attach-disk", GUEST, file=str(image), device="vdb", serial="other")
+        with pytest.raises(RefusedError, match=r"has .*raw as its disk vdb"):
+            operator("domain.attach-disk", GUEST, file=str(image), device="vdc")
         detached = operator("domain.detach-disk", GUEST, device="vdb")
         assert set(detached.after["live"]) == set(detached.after["persistent"]) == {"vda"}
         eventually(lambda: written(scraper, "vdb") is None, "the end of its series")
@@ -240,12 +242,28 @@ def test_a_disk_of_another_guest_is_refused(
         operator("domain.undefine", "owner")
 
 
+def test_a_disk_grows_while_the_guest_uses_it(operator: Operator, plug: GuestConsole, scraper: Scraper) -> None:
+    grown = operator("domain.set-disk-size", GUEST, device="vda", capacity_bytes=72 << 20)
+    assert (grown.before["capacity_bytes"], grown.after["capacity_bytes"]) == (64 << 20, 72 << 20)
+    assert not operator("domain.set-disk-size", GUEST, device="vda", capacity_bytes=72 << 20).changed
+    # The guest reads all of it, the new end too.
+    assert plug.order(f"read {72 << 20} 1048576 vda").status == 0
+    name = "libvirt_domain_block_stats_capacity_bytes"
+    eventually(lambda: scraper.scrape().value(name, domain=GUEST, target_device="vda") == 72 << 20, "the new size")
+    with pytest.raises(RefusedError, match="has 75497472 bytes, and a smaller one would lose"):
+        operator("domain.set-disk-size", GUEST, device="vda", capacity_bytes=64 << 20)
+    with pytest.raises(NotFoundError, match="no disk 'vdz'"):
+        operator("domain.set-disk-size", GUEST, device="vdz", capacity_bytes=64 << 20)
+
+
 def test_an_interface_comes_and_goes_while_scraped(
     operator: Operator, hypervisor: PrivateHypervisor, plug: GuestConsole, scraper: Scraper
 ) -> None:
     def macs() -> int:
         return count(scraper, "libvirt_domain_interface_stats_receive_bytes_total")
 
+    with pytest.raises(NotFoundError, match="there is no network 'nope'"):
+        operator.dry("domain.attach-interface", GUEST, network="nope")
     before = macs()
     attached = operator("domain.attach-interface", GUEST, bridge=BRIDGE)
     (mac,) = set(attached.after["live"]) - set(attached.before["live"])

@@ -22,6 +22,7 @@ import pytest
 
 from exporter.control.destinations import Destination
 from exporter.control.errors import (
+    BusyError,
     ControlError,
     InvalidError,
     NotFoundError,
@@ -33,7 +34,7 @@ from exporter.control.errors import (
 from exporter.control.executor import Actor, Request
 from exporter.control.migration_checks import check_cpu, free_memory_bytes, refuse_without_memory
 from exporter.control.operation import Progress
-from tests.live.host_pair import HostPair, define_on, host_pair
+from tests.live.host_pair import LINE, HostPair, define_on, host_pair
 from tests.live.operating import OPERATIONS, Operator, eventually
 from tests.live.sector_guests import SectorGuest, dirtying, pattern, saying
 
@@ -192,6 +193,37 @@ def test_a_local_disk_is_refused_and_copied_along(pair: HostPair, here: Operator
                 host.virsh("pool-destroy", "images")
 
 
+def test_only_what_differs_from_a_base_on_both_hosts_is_copied(pair: HostPair, here: Operator) -> None:
+    inside, base = "/var/lib/libvirt/images/layered.qcow2", "/var/lib/libvirt/images/base.raw"
+    raw = f'type="raw" /><source file="{pair.here.folder}/images/layered.raw"'
+    guest = define_on(pair.here, "layered", pattern(), (raw, f'type="qcow2" /><source file="{inside}"'))
+    folders = [host.folder / "lib" / "images" for host in (pair.here, pair.there)]
+    for host, folder in zip((pair.here, pair.there), folders, strict=True):
+        (folder / "base.raw").write_bytes(guest.disk.read_bytes()[:512].ljust(4 << 20, b"\xcd"))
+        host.virsh("pool-create-as", "images", "dir", "--target", "/var/lib/libvirt/images")
+    pair.here.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, inside)
+    pair.here.run("qemu-io", "-c", "write -P 0xab 1M 64k", inside)
+    try:
+        here("domain.start", "layered")
+        with pytest.raises(RefusedError, match=f"the destination there has no {inside}, and libvirt makes none"):
+            here.dry("domain.migrate", "layered", to="there", copy_storage="incremental")
+        pair.there.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, inside)
+        pair.there.virsh("pool-refresh", "images")
+        here("domain.migrate", "layered", to="there", copy_storage="incremental")
+        assert pair.running_on(guest.uuid) == ["there"]
+        goes_on(guest)
+        pair.there.virsh("destroy", "layered")
+        for told in ("read -P 0xab 1M 64k", "read -P 0xcd 2M 64k"):
+            assert b"read 65536/65536" in (read := pair.there.run("qemu-io", "-r", "-c", told, inside))
+            assert b"verification failed" not in read
+        # The base stayed where it was: 4 MiB are not in it.
+        assert (folders[1] / "layered.qcow2").stat().st_size < 2 << 20
+    finally:
+        pair.remove(guest.uuid)
+        for host in (pair.here, pair.there):
+            host.virsh("pool-destroy", "images")
+
+
 def test_what_stands_against_it(pair: HostPair, here: Operator, busy: SectorGuest) -> None:
     shared = {"shared_disk": ["hda"]}
     with pytest.raises(NotFoundError, match="no migration destination 'their'; the nearest: there"):
@@ -221,6 +253,37 @@ def test_what_stands_against_it(pair: HostPair, here: Operator, busy: SectorGues
     listed = here("domain.migrate-destinations").details["rows"]
     assert listed[0] == {"name": "there", "transport": "unix", "protected": True}
     assert pair.there.uri not in str(listed)
+
+
+NETWORK = "<network><name>{}</name><bridge name='{}'/></network>"
+
+
+def test_a_network_or_device_that_the_destination_lacks(pair: HostPair, here: Operator, tmp_path: Path) -> None:
+    asked = {"to": "there", "shared_disk": ["hda"]}
+    file = tmp_path / "lab.xml"
+    file.write_text(NETWORK.format("lab", "lab0"))
+    nic = "<interface type='network'><source network='lab'/><rom enabled='no'/></interface></devices>"
+    guest = define_on(pair.here, "wired", saying("UP"), ("</devices>", nic))
+    pair.here.virsh("net-create", str(file))
+    try:
+        here("domain.start", "wired")
+        with pytest.raises(RefusedError, match="the destination there has no virtual network lab"):
+            here.dry("domain.migrate", "wired", **asked)
+        pair.there.virsh("net-define", str(file))
+        with pytest.raises(RefusedError, match="virtual network lab is not active on there"):
+            here.dry("domain.migrate", "wired", **asked)
+        pair.there.virsh("net-start", "lab")
+        moved = here("domain.migrate", "wired", **asked)
+        assert pair.running_on(guest.uuid) == ["there"]
+        # What was looked at before is told, too.
+        assert moved.details["cpu"] == "compatible"
+        assert moved.details["memory_free_bytes"] > moved.details["memory_needed_bytes"] > 16 << 20
+        assert moved.details["disks"][0]["target"] == "hda"
+    finally:
+        pair.remove(guest.uuid)
+        for host in (pair.here, pair.there):
+            host.virsh("net-destroy", "lab")
+        pair.there.virsh("net-undefine", "lab")
 
 
 def test_a_cpu_machine_or_memory_that_the_destination_lacks(pair: HostPair, here: Operator) -> None:
@@ -334,6 +397,32 @@ def test_post_copy(pair: HostPair, here: Operator, busy: SectorGuest, when: dict
     goes_on(busy)
 
 
+def test_the_daemon_here_dies_on_the_way(pair: HostPair, here: Operator, busy: SectorGuest) -> None:
+    """Nobody can say then where the guest is; the daemon that comes back gives the migration up."""
+    migration = Migration(here, "busy")
+    pair.here.kill_daemon()
+    try:
+        error = migration.failed()
+        assert error.outcome_unknown
+        assert "this host did not answer" in str(error)
+    finally:
+        pair.here.start_daemon()
+    stays(pair, busy)
+    eventually(lambda: not _known(pair.there.uri, busy.uuid), "the half on the destination gone")
+    assert here("domain.migrate-status", "busy").details["migrating"] is False
+
+
+def test_the_line_between_the_hosts_is_cut(pair: HostPair, here: Operator, busy: SectorGuest) -> None:
+    migration = Migration(here, "busy", within_s=8)
+    pair.there.run("ip", "link", "set", LINE, "down")
+    try:
+        assert "not done within 8 s; it is running" in str(migration.failed())
+        stays(pair, busy)
+    finally:
+        pair.there.run("ip", "link", "set", LINE, "up")
+    assert here("domain.migrate", "busy", to="there", shared_disk=["hda"]).details["runs_on"] == "there"
+
+
 def _kill_qemu(pair: HostPair) -> None:
     os.kill(pair.there.qemu_pid("busy"), signal.SIGKILL)
 
@@ -413,6 +502,11 @@ def test_virtgauge_killed_in_the_middle(pair: HostPair, here: Operator, busy: Se
     assert "interrupted in the middle; it is running" in str(explained["outcome"])
     assert "here" in str(explained["outcome"])
     assert ("domain migrate-abort" in str(explained["outcome"])) is (transport == "peer-to-peer")
+    if transport == "peer-to-peer":
+        # No lock of ours is held any more; libvirt would let the caller wait 30 s, or the guest be changed on its way.
+        for refused in (lambda: here("domain.suspend", "busy"), lambda: here.dry("domain.set-vcpus", "busy", vcpus=1)):
+            with pytest.raises(BusyError, match="libvirt is migrating it to another host"):
+                refused()
     assert here("domain.migrate-abort", "busy").changed is (transport == "peer-to-peer")
     eventually(lambda: not _known(pair.there.uri, busy.uuid), "nothing left on the destination")
     stays(pair, busy)

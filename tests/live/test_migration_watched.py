@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.control_service import ControlService
+from tests.control_service import PROGRAM, ControlService
 from tests.live.conftest import StartExporter
 from tests.live.host_pair import HostPair, define_on, host_pair
 from tests.live.operating import Operator, eventually
@@ -123,3 +124,18 @@ def test_the_command_line_knows_the_settings_destinations_only(
     moved = service.run("domain", "migrate", roamer.name, "--to", "there", *words)
     assert (moved.returncode, json.loads(moved.stdout)["after"]["host"]) == (0, "there")
     assert Operator(pair.there.uri, service.folder / "there").state(roamer.name) == "running"
+
+
+def test_ctrl_c_aborts_it_and_says_where_it_is(pair: HostPair, roamer: SectorGuest, service: ControlService) -> None:
+    slow = ["--bandwidth-mib-per-second", "1", "--max-downtime", "10ms", "--shared-disk", "hda", "--yes"]
+    command = [*PROGRAM, "domain", "migrate", roamer.name, "--to", "there", *slow, "--libvirt.uri", service.uri,
+               "--state.directory", str(service.state)]  # fmt: skip
+    with subprocess.Popen(command, env=service.environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as asked:
+        status = f"/api/v1/domains/{roamer.name}/migrate-status"
+        eventually(lambda: service.ask("GET", status)[1]["details"]["migrating"], "the migration")
+        asked.send_signal(signal.SIGINT)
+        told = asked.communicate(timeout=90)[1].decode()
+    assert asked.returncode == 5, told
+    assert "cancelled by the caller; it is running" in told
+    assert "Traceback" not in told
+    assert pair.running_on(roamer.uuid) == ["here"]

@@ -1,0 +1,98 @@
+"""A quiesced snapshot by Debian's guest agent: the image shows whether the guest's file system was at rest."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from exporter.control.errors import RefusedError
+from exporter.demonstration.guest_console import GuestConsole
+from exporter.demonstration.guest_definition import Guest
+from exporter.demonstration.guest_image import GuestImage
+from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from exporter.demonstration.programs import run_program
+from tests.live.agent_guest import agent_image
+from tests.live.operating import Operator, eventually
+
+NAME = "filing"
+DISK_BYTES = 16 << 20
+
+
+@pytest.fixture(scope="module")
+def operator(hypervisor: PrivateHypervisor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    operator = Operator(hypervisor.uri, tmp_path_factory.mktemp("quiet") / "control", (hypervisor.folder / "images",))
+    yield operator
+    operator.close()
+
+
+@pytest.fixture(scope="module")
+def guest(
+    hypervisor: PrivateHypervisor, operator: Operator, image: GuestImage, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GuestConsole]:
+    """A Linux guest with the agent, and an ext4 on its disk that is mounted."""
+    disk = hypervisor.new_disk(NAME, DISK_BYTES)
+    run_program(["mkfs.ext4", "-q", str(disk.file)])
+    orders = {"agent": "1", "mount": "vda"}
+    guest = Guest(NAME, accelerator="qemu", memory_mib=128, disks=(disk,), boot_orders=orders)
+    file = hypervisor.folder / "definitions" / f"{NAME}.xml"
+    file.write_text(hypervisor.definition(guest, agent_image(image, tmp_path_factory.mktemp("agent"))))
+    hypervisor.virsh("define", str(file))
+    operator("domain.start", NAME)
+    console = hypervisor.console(NAME)
+    console.wait_ready(240)
+    yield console
+    operator("domain.destroy", NAME)
+    operator("domain.undefine", NAME, snapshots=True)
+
+
+def unwritten(image: Path) -> bool:
+    """Whether the journal holds what the file system lacks: ext4 takes this mark away while it is frozen."""
+    told = run_program(["dumpe2fs", "-h", str(image)]).decode()
+    (features,) = re.findall(r"^Filesystem features:\s+(.*)$", told, re.MULTILINE)
+    return "needs_recovery" in features
+
+
+def test_its_file_system_is_at_rest_in_the_image(
+    operator: Operator, hypervisor: PrivateHypervisor, guest: GuestConsole, tmp_path: Path
+) -> None:
+    disk = hypervisor.folder / "images" / f"{NAME}-vda.raw"
+    assert guest.order("file 1048576").status == 0
+    eventually(lambda: agent_answers(hypervisor), "the agent")
+    quiet = operator("snapshot.create", NAME, name="quiet", quiesce=True)
+    assert not unwritten(disk), "the image was taken of a file system at work"
+    # It goes on: a frozen one would hold this for ever.
+    assert guest.order("file 524288").status == 0
+    # The same without the agent, of the file that it now writes to.
+    overlay = Path(str(quiet.details["files"]["vda"]))
+    operator("snapshot.create", NAME, name="loud")
+    loud = tmp_path / "loud.raw"
+    run_program(["qemu-img", "convert", "-U", "-O", "raw", str(overlay), str(loud)])
+    assert unwritten(loud), "the comparison shows nothing"
+    assert [row["name"] for row in operator("snapshot.list", NAME).details["rows"]] == ["quiet", "loud"]
+
+
+def test_a_mute_agent_leaves_everything_as_it_was(operator: Operator, guest: GuestConsole) -> None:
+    guest.order("agent mute")
+    files = chain(operator)
+    try:
+        with pytest.raises(RefusedError, match="agent in domain filing does not answer"):
+            operator("snapshot.create", NAME, name="never", quiesce=True)
+    finally:
+        guest.order("agent 1")
+    assert chain(operator) == files
+    assert not [file for file in os.listdir(Path(files[0]).parent) if "never" in file]
+    assert guest.order("file 4096").status == 0
+    assert operator.state(NAME) == "running"
+
+
+def chain(operator: Operator) -> list[str]:
+    (row,) = operator("domain.block-jobs", NAME).details["rows"]
+    return list(row["chain"])
+
+
+def agent_answers(hypervisor: PrivateHypervisor) -> bool:
+    return "org.qemu.guest_agent.0' state='connected'" in hypervisor.virsh("dumpxml", NAME)
