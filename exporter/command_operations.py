@@ -253,7 +253,8 @@ class Invocation:
         try:
             parameters = parse_parameters(self.operation, parameter_document(self.operation.parameters, values))
             if not self.operation.reads:
-                recover(self.executor)
+                for told in recover(self.executor):
+                    click.echo(f"virtgauge: warning: an earlier {printable(told)}", err=True)
             result = self._confirmed(reference, parameters)
         except ControlError as error:
             if output != "table":

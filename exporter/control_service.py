@@ -72,7 +72,8 @@ def run_control(settings: Settings) -> None:
     tokens = TokenFile(token_file_path(settings))
     sockets = listening_sockets(web, os.environ)  # early: a port in use must not touch the jobs of a running service
     executor = Executor(Session(settings.libvirt.uri), folders)
-    recover(executor)
+    for told in recover(executor):
+        _log.warning("an operation was interrupted by the end of its process", extra={"act": told})
     left = jobs.interrupt_running(_interrupted())
     if left:
         _log.warning("jobs were interrupted by the end of an earlier service", extra={"jobs": left})

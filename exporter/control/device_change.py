@@ -119,7 +119,7 @@ class DeviceChange(DomainOperation[A]):
             done.append(side)
 
     def verify(self, call: Call, parameters: A) -> None:
-        for side, want in dict(call.details["wanted"]).items():  # type: ignore[arg-type]
+        for side, want in dict(call.details.pop("wanted")).items():  # type: ignore[arg-type]
             self.await_settled(call, side, want, parameters)  # type: ignore[arg-type]
 
     def await_settled(self, call: Call, side: Side, wanted: Values, parameters: A) -> None:

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from exporter.control.audit import Trail
 from exporter.control.connection import Session, SessionPool
-from exporter.control.errors import BusyError, ControlError, TimedOutError, UnconfirmedError, from_libvirt
+from exporter.control.errors import ControlError, TimedOutError, UnconfirmedError, from_libvirt
 from exporter.control.folders import Folders
 from exporter.control.foreign_images import ForeignImages
 from exporter.control.locks import Locks, SubjectLock
@@ -128,7 +128,7 @@ class Executor:
             if operation.reads:
                 details = operation.state(call, parameters)
                 return _result(operation, call, details={**details, **call.details})
-            _require_free(operation, call.subject, Deadline(0.0))
+            operation.require_free(call.subject, Deadline(0.0))
             operation.check(call, parameters)
             plan = operation.plan(call, parameters)
         return _result(operation, call, dry_run=True, plan=plan, before=plan.state or None)
@@ -157,7 +157,7 @@ class Executor:
             with _mapped(_doing(operation, subject)):
                 found = operation.find(session.session, subject.uuid or reference, parameters)
             try:
-                _require_free(operation, found, Deadline(request.lock_wait_s, request.cancelled))
+                operation.require_free(found, Deadline(request.lock_wait_s, request.cancelled))
             except ControlError as error:
                 act.refused(error)
                 raise
@@ -377,14 +377,6 @@ class _Run:
 def _found(operation: AnyOperation, session: _Lease, reference: str | None, parameters: Parameters) -> Subject:
     with _mapped(f"{operation.name}: looking for {reference!r}" if reference else operation.name):
         return operation.find(session.session, reference, parameters)
-
-
-def _require_free(operation: AnyOperation, subject: Subject, deadline: Deadline) -> None:
-    """Raises BusyError where a job of libvirt's own, which no lock of ours tells of, is not over in time."""
-    if not deadline.wait_for(lambda: not operation.held_by(subject)) and (held := operation.held_by(subject)):
-        raise BusyError(
-            f"{_named(subject)} is busy: libvirt is {held}", next_step="ask again when it is done, or give --wait 30s"
-        )
 
 
 def _confirm(operation: AnyOperation, subject: Subject, request: Request) -> None:

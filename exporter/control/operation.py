@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from exporter.control.connection import Session
-from exporter.control.errors import TimedOutError
+from exporter.control.errors import BusyError, TimedOutError
 from exporter.control.folders import Folders
 from exporter.control.watching import EventsHeard
 
@@ -233,6 +233,14 @@ class Operation(ABC, Generic[P]):
     def held_by(self, subject: Subject) -> str:
         """What libvirt itself does with the subject that this would have to wait for; empty where nothing does."""
         return ""
+
+    def require_free(self, subject: Subject, deadline: Deadline) -> None:
+        """Raises BusyError where a job of libvirt's own, which no lock of ours tells of, is not over in time."""
+        if not deadline.wait_for(lambda: not self.held_by(subject)) and (held := self.held_by(subject)):
+            raise BusyError(
+                f"{subject.kind} {subject.name} is busy: libvirt is {held}",
+                next_step="ask again when it is done, or give --wait 30s",
+            )
 
     def check(self, call: Call, parameters: P) -> None:
         """Raises RefusedError, UnsupportedError or InvalidError where it must not be tried."""

@@ -14,6 +14,8 @@ import yaml
 from click.shell_completion import ShellComplete
 
 from exporter import cli
+from exporter.control.folders import Folders
+from exporter.control.locks import Locks
 from exporter.control.operations import OPERATIONS
 from exporter.operation_flags import parameter_document, parameter_options
 from exporter.operation_output import printable, render, result_console, uptime
@@ -173,6 +175,19 @@ def test_names_and_commands_are_completed(flags, monkeypatch, tmp_path):
     assert "--confirm-within" in {item.value for item in complete.get_completions(["interface", "up"], "--conf")}
     monkeypatch.setenv("VIRTGAUGE_LIBVIRT_URI", "nonsense")
     assert complete.get_completions(["domain", "show"], "w") == []
+
+
+def test_what_an_earlier_command_left_in_the_middle_is_told_once(virtgauge, tmp_path):
+    """As a kill -9 leaves it: an act in a lock that nobody holds."""
+    uuid = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+    lock = Locks(Folders(tmp_path / "state" / "control")).acquire(f"domain-{uuid}", "domain web1")
+    subject = {"kind": "domain", "name": "web1", "uuid": uuid}
+    lock.open_act({"act": "1", "operation": "domain.set-memory", "subject": subject, "parameters": {"memory_mib": 4}})
+    lock.release()
+    status, _, err = virtgauge("domain", "suspend", "web1")
+    assert status == 0
+    assert "virtgauge: warning: an earlier domain.set-memory of domain web1: interrupted; the running guest has" in err
+    assert virtgauge("domain", "resume", "web1")[2] == ""
 
 
 def test_an_xml_field_is_read_from_a_file(tmp_path):
