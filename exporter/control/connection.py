@@ -112,6 +112,25 @@ class SessionPool:
             session.close()
 
 
+class Lease:
+    """A Session of the pool, given back by whoever ends last: the run, or the act's own thread."""
+
+    def __init__(self, pool: SessionPool) -> None:
+        self._pool = pool
+        self._kept = False
+        self.session = pool.take()
+
+    def keep(self) -> None:
+        self._kept = True
+
+    def end(self) -> None:
+        if not self._kept:
+            self.give_back()
+
+    def give_back(self) -> None:
+        self._pool.give_back(self.session)
+
+
 def _alive(connection: Any) -> bool:
     try:
         return bool(connection.isAlive())

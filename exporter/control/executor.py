@@ -15,7 +15,7 @@ import libvirt
 from pydantic import JsonValue
 
 from exporter.control.audit import Trail
-from exporter.control.connection import Session, SessionPool
+from exporter.control.connection import Lease, Session, SessionPool
 from exporter.control.errors import ControlError, TimedOutError, UnconfirmedError, from_libvirt
 from exporter.control.folders import Folders
 from exporter.control.foreign_images import ForeignImages
@@ -80,7 +80,7 @@ class Executor:
     def run(self, operation: AnyOperation, reference: str | None, parameters: Parameters, request: Request) -> Result:
         """The operation's Result. Raises ControlError; the trail then holds an `end` or `refused` record too."""
         started_s = time.monotonic()
-        session = _Lease(self._sessions)
+        session = Lease(self._sessions)
         try:
             subject = _found(operation, session, reference, parameters)
             seconds = request.deadline_s or operation.time_needed_s(parameters)
@@ -95,7 +95,7 @@ class Executor:
 
     def find(self, operation: AnyOperation, reference: str | None, parameters: Parameters) -> Subject:
         """What the operation would act on, on a connection that no running act has. Raises ControlError."""
-        session = _Lease(self._sessions)
+        session = Lease(self._sessions)
         try:
             return _found(operation, session, reference, parameters)
         finally:
@@ -103,7 +103,7 @@ class Executor:
 
     def libvirt_version(self) -> int:
         """libvirt's version, asked of the daemon on a connection that no running act has. Raises ControlError."""
-        session = _Lease(self._sessions)
+        session = Lease(self._sessions)
         try:
             with _mapped("asking libvirt for its version"):
                 return int(session.session.connection.getLibVersion())
@@ -140,7 +140,7 @@ class Executor:
         subject: Subject,
         parameters: Parameters,
         request: Request,
-        session: _Lease,
+        session: Lease,
     ) -> Result:
         act = _Act(self, operation, subject, parameters, request)
         try:
@@ -192,7 +192,7 @@ class Executor:
         sequence = self._append("unchanged", {**act.facts, "before": state})
         return _result(operation, call, before=state, after=state, audit=[sequence], warnings=plan.warnings)
 
-    def _call(self, session: _Lease, subject: Subject, seconds: float, request: Request) -> Call:
+    def _call(self, session: Lease, subject: Subject, seconds: float, request: Request) -> Call:
         return Call(
             session=session.session,
             subject=subject,
@@ -201,7 +201,7 @@ class Executor:
             progress=request.progress,
         )
 
-    def _folders(self, session: _Lease, actor: Actor) -> Folders:
+    def _folders(self, session: Lease, actor: Actor) -> Folders:
         if actor.reaches is None:
             return self.folders
         return replace(self.folders, refuse=ForeignImages(session.session, actor.reaches).refuse)
@@ -220,25 +220,6 @@ class Executor:
     def _append(self, event: str, facts: Mapping[str, JsonValue]) -> int:
         self.folders.private(self.folders.state)
         return self.trail.append(event, facts)
-
-
-class _Lease:
-    """A Session of the pool, given back by whoever ends last: the run, or the act's own thread."""
-
-    def __init__(self, pool: SessionPool) -> None:
-        self._pool = pool
-        self._kept = False
-        self.session = pool.take()
-
-    def keep(self) -> None:
-        self._kept = True
-
-    def end(self) -> None:
-        if not self._kept:
-            self.give_back()
-
-    def give_back(self) -> None:
-        self._pool.give_back(self.session)
 
 
 class _Act:
@@ -270,7 +251,7 @@ class _Run:
     the thread keeps the lock until libvirt answers, and then writes a `late` record.
     """
 
-    def __init__(self, act: _Act, lock: SubjectLock, session: _Lease, call: Call, plan: Plan) -> None:
+    def __init__(self, act: _Act, lock: SubjectLock, session: Lease, call: Call, plan: Plan) -> None:
         self._act = act
         self._lock = lock
         self._session = session
@@ -374,7 +355,7 @@ class _Run:
         self._lock.open_act(self._open)
 
 
-def _found(operation: AnyOperation, session: _Lease, reference: str | None, parameters: Parameters) -> Subject:
+def _found(operation: AnyOperation, session: Lease, reference: str | None, parameters: Parameters) -> Subject:
     with _mapped(f"{operation.name}: looking for {reference!r}" if reference else operation.name):
         return operation.find(session.session, reference, parameters)
 
