@@ -17,8 +17,6 @@ from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from collectors import COLLECTORS
 from exporter.config import Settings
@@ -27,7 +25,6 @@ from exporter.control.connection import Session
 from exporter.control.errors import ControlError, ForbiddenError, UnconfirmedError
 from exporter.control.executor import Actor, Executor, Request
 from exporter.control.operation import Operation, Parameters, Result, Subject
-from exporter.control.operation import Progress as Step
 from exporter.control.operations import OPERATIONS, by_name
 from exporter.control.request_parameters import parse_parameters
 from exporter.control.startup import control_folders, recover
@@ -35,6 +32,7 @@ from exporter.errors import UsageError
 from exporter.nearest import nearest
 from exporter.operation_flags import parameter_document, parameter_options
 from exporter.operation_output import printable, render, result_console, uptime
+from exporter.operation_waiting import not_cut_off, shown_progress, wait_for
 from exporter.setting_loading import load_settings
 from exporter.setting_types import parse_duration
 
@@ -317,7 +315,7 @@ class Invocation:
         """In a thread of its own, so that Ctrl-C asks it to stop instead of cutting it off in the middle."""
         outcome: list[Result | BaseException] = []
         done = threading.Event()
-        with _progress(self.operation) as told:
+        with shown_progress(self.operation) as told, not_cut_off():
             asked = replace(request, progress=told)
             address = own_connectivity.ssh_address(os.environ)
 
@@ -331,22 +329,10 @@ class Invocation:
                     done.set()
 
             threading.Thread(target=work, name="operation", daemon=True).start()
-            _wait(done, request.cancelled)
+            wait_for(done, request.cancelled)
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
         return outcome[0]
-
-
-def _wait(done: threading.Event, cancelled: threading.Event | None) -> None:
-    # Not Thread.join: interrupted in it, Python 3.11 takes the thread for ended.
-    while not done.is_set():
-        try:
-            done.wait(0.2)
-        except KeyboardInterrupt:
-            if cancelled is None or cancelled.is_set():
-                raise  # asked twice: what libvirt does now goes on without us, and the trail will say so
-            cancelled.set()
-            click.echo("virtgauge: stopping; once more leaves it to libvirt", err=True)
 
 
 def _actor(reason: str) -> Actor:
@@ -371,28 +357,3 @@ def _ask(operation: AnyOperation, subject: Subject, look: Result) -> None:
     for lost in look.plan.lost if look.plan else ():
         click.echo(f"would be lost: {printable(lost)}", err=True)
     click.confirm(f"{operation.verb} of {about} cannot be undone. Go on?", abort=True, err=True)
-
-
-class _progress:  # noqa: N801 - a context manager, read as a function
-    """Shows an operation's steps on a terminal's standard error; nothing elsewhere."""
-
-    def __init__(self, operation: AnyOperation) -> None:
-        self._shown = operation.long_running and sys.stderr.isatty()
-        self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
-            console=Console(stderr=True), transient=True,
-        )  # fmt: skip
-        self._task = self._progress.add_task(operation.verb, total=None)
-
-    def __enter__(self) -> Callable[[Step], None]:
-        if self._shown:
-            self._progress.start()
-        return self._told
-
-    def __exit__(self, *_error: object) -> None:
-        if self._shown:
-            self._progress.stop()
-
-    def _told(self, step: Step) -> None:
-        total = None if step.fraction is None else 1.0
-        self._progress.update(self._task, description=printable(step.phase), completed=step.fraction, total=total)

@@ -89,15 +89,16 @@ def test_destroy_asks_with_the_guests_name_and_how_long_it_has_run(
     assert hypervisor.virsh("domstate", "web1").strip() == state
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_asks_to_stop_and_the_outcome_is_told(
-    hypervisor: PrivateHypervisor, flags: list[str], web1: SectorGuest, tmp_path: Path
+    hypervisor: PrivateHypervisor, flags: list[str], web1: SectorGuest, tmp_path: Path, number: signal.Signals
 ) -> None:
     """The guest ignores the button; the operation ends at once where it is asked to, in good order."""
     words = ["domain", "shutdown", "web1", "--mode", "acpi", "--acpi-timeout", "5m"]
     process = subprocess.Popen([*PROGRAM, *words, *flags], text=True, stderr=subprocess.PIPE)
     trail = Trail(tmp_path / "state/control/audit.jsonl")
     eventually(trail.records, "the act's beginning")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 5
     assert err.splitlines()[0] == "virtgauge: stopping; once more leaves it to libvirt"
@@ -105,6 +106,21 @@ def test_ctrl_c_asks_to_stop_and_the_outcome_is_told(
     assert len(err.splitlines()) == 2
     assert [record["event"] for record in trail.records()] == ["begin", "end"]
     assert hypervisor.virsh("domstate", "web1").strip() == "running"
+
+
+def test_a_closed_terminal_cuts_nothing_off(flags: list[str], web1: SectorGuest, tmp_path: Path) -> None:
+    """SSH that breaks takes its terminal along: the save is finished, recorded and in the trail."""
+    primary, secondary = pty.openpty()
+    process = subprocess.Popen([*PROGRAM, "domain", "save", "web1", *flags], stdin=secondary, stdout=secondary,
+                               stderr=secondary, start_new_session=True)  # fmt: skip
+    os.close(secondary)
+    trail = Trail(tmp_path / "state/control/audit.jsonl")
+    eventually(trail.records, "the act's beginning")
+    os.close(primary)
+    process.send_signal(signal.SIGHUP)
+    process.wait(120)
+    assert [record["event"] for record in trail.records()] == ["begin", "end"]
+    assert len(list((tmp_path / "state/control/saves").glob("*.json"))) == 1
 
 
 def test_a_guest_is_shown_with_its_devices_and_without_its_secrets(
