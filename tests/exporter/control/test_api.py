@@ -307,4 +307,4 @@ def test_roles_are_the_tokens_roles():
     """But for the one that reaches no operation."""
     tokens = {role.name: int(role) for role in TokenRole if role is not TokenRole.ALERTS}
     assert {role.name: int(role) for role in Role} == tokens
-    assert all(TokenRole.ALERTS < int(role) for role in Role)
+    assert all(int(role) > TokenRole.ALERTS for role in Role)
