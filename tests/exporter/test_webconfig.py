@@ -165,6 +165,22 @@ def test_inline_certificates_and_an_encrypted_key(folder):
         loaded(folder, "tls_server_config: {cert_file: server.pem, key_file: locked.key}")
 
 
+def test_a_key_that_all_may_read_is_warned_of_through_a_link_too(folder, tmp_path, caplog):
+    cert, key = folder / "server.pem", tmp_path / "server.key"
+    shutil.copy(folder / "server.key", key)
+    (tmp_path / "link.key").symlink_to(key)
+    inline = yaml.safe_dump({"tls_server_config": {"cert": cert.read_text(), "key": key.read_text()}})
+    for text, file in ((f"tls_server_config: {{cert_file: {cert}, key_file: link.key}}", key), (inline, None)):
+        for mode in (0o600, 0o640, 0o644):
+            caplog.clear()
+            path = tmp_path / "web.yml"
+            path.write_text(text)
+            (file or path).chmod(mode)
+            WebConfigFile(path)
+            warned = [record for record in caplog.records if "can read the certificate's key" in record.message]
+            assert len(warned) == (mode == 0o644)
+
+
 def test_all_mistakes_are_told_at_once(folder):
     text = "tls_server_config: {key_file: a}\nhttp_server_config: {headers: {A: b}}\nbasic_auth_users: {x: y}"
     with pytest.raises(WebConfigError) as caught:
