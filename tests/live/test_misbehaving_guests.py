@@ -45,6 +45,7 @@ class Rules:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.tries = 240
         self.prometheus = ""
         """Asked before each act whether the alert still fires, where it is not empty."""
         self.set()
@@ -58,6 +59,8 @@ class Rules:
             text = text.replace(asked, f"prometheus: {self.prometheus}")
         text = text.replace('"localhost(:.*)?"', '"127.0.0.1:.*"')
         text = re.sub(r"every: 60s", "every: 1s", re.sub(r"cooldown: \w+", "cooldown: 0s", text))
+        assert "times: 240" in text
+        text = text.replace("times: 240", f"times: {self.tries}")
         smaller = (("change_mib: 256", "change_mib: 32"), ("_mib: 4096", "_mib: 64"), ("20971520", "200704"))
         for shipped, small in smaller:
             text = text.replace(shipped, small)
@@ -152,7 +155,8 @@ def alerting(
 ) -> Iterator[Alerting]:
     urls = {webhooks.url: "",
             f"http://127.0.0.1:{story.service.port}/api/v1/alerts": story.service.tokens["alerts"]}  # fmt: skip
-    with Alerting(tmp_path_factory.mktemp("alerting"), hypervisor.read_only_uri, urls, KNOBS) as made:
+    with Alerting(tmp_path_factory.mktemp("alerting"), hypervisor.read_only_uri, urls, KNOBS,
+                  control=(f"127.0.0.1:{story.service.port}", story.service.tokens["reader"])) as made:
         made.prometheus.wait_for('libvirt_domain_state{domain="victim",state="running"} == 1')
         yield made
 
@@ -218,6 +222,26 @@ def test_full_storage_under_approve_goes_on_once_there_is_room(
     assert ends[-1]["after"]["state"] == "running"
     story.wait_for("rule-resolved")
     alerting.wait_firing("LibvirtDomainPausedByError", "victim", now=False)
+
+
+def test_what_a_rule_cannot_do_wakes_people(
+    guest: MisbehavingGuest, webhooks: RecordedWebhooks, story: Story, operator: Operator
+) -> None:
+    """The storage stays full: the rule gives up, its metric says so, Prometheus fires, Alertmanager tells people."""
+    guest.take_room()
+    story.rules.tries = 1
+    story.begin(resume_after_io_error="enforce")
+    guest.fill_storage()
+    assert "paused again" in story.wait_for("rule-failed")["outcome"]
+    assert not guest.is_running()
+    alert = webhooks.wait_for("VirtgaugeRuleFailed", "", "firing")
+    assert (alert["labels"]["rule"], alert["labels"]["result"]) == ("resume-after-io-error", "failed")
+    begun = [record for record in story.told() if record["event"] == "begin"]
+    assert len(begun) == 2
+    story.rules.tries = 240
+    story.begin()
+    guest.make_room()
+    operator("domain.resume", "victim")
 
 
 def test_memory_pressure_under_enforce_raises_the_balloon(
