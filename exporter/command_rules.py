@@ -54,7 +54,7 @@ def build_pending() -> click.Group:
     group.add_command(click.Command("list", callback=_list, params=[_output(), *_places()], help="Show them."))
     group.add_command(click.Command(
         "show", callback=_show, params=[click.Argument(["action"], type=int), _output(), *_places()],
-        help="Show one: its alert, what would be done, until when it waits; later, what became of it."))
+        help="Show one: its alert, what would be done, its expiry, its outcome."))
     for word, text in (("approve", "Let it be done."), ("refuse", "It is not to be done.")):
         group.add_command(click.Command(
             word, callback=_decide(word), params=[click.Argument(["action"], type=int), *_places()], help=text))

@@ -10,7 +10,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from collectors.domain import REASONS, STATES
@@ -231,10 +240,16 @@ class Protected(_Part):
         return any(fnmatchcase(name, pattern) for pattern in self.domains)
 
 
+def _http_address(text: str) -> str:
+    if re.fullmatch(r"https?://[^\s@/]+(/[^\s@]*)?", text) is None:
+        raise ValueError("is no address like http://localhost:9090; names and passwords stand beside it")
+    return text
+
+
 class Server(_Part):
     """A Prometheus or an Alertmanager that is asked back: its address, and how it lets virtgauge in."""
 
-    url: str = Field(pattern=r"^https?://[^\s@]+$")
+    url: Annotated[str, AfterValidator(_http_address)]
     credentials_file: Path | None = None
     """Holds a bearer token."""
     username: str = Field(default="", pattern=r"^[^:\r\n]*$")
