@@ -83,10 +83,11 @@ def expanded(expr: str) -> str:
 def ours(expr: str) -> str:
     """What every program that Prometheus scrapes has (`up`), of virtgauge's own: the variables may stand for all jobs.
 
-    Of a day, so that one that is down is still known as ours.
+    One that is down is known as ours by what it served at a full hour of the day before.
     """
-    return (f"({expr} and on (job, instance) (last_over_time(virtgauge_build_info{{@host}}[1d]) or "
-            "last_over_time(virtgauge_control_operations_running{@host}[1d])))")
+    own = [f"{name}{{@host}}" for name in ("virtgauge_build_info", "virtgauge_control_operations_running")]
+    known = " or ".join([*own, *(f"last_over_time({one}[1d:1h])" for one in own)])
+    return f"({expr} and on (job, instance) ({known}))"
 
 
 def guest_link(where: str = "field.labels") -> str:
