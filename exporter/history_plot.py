@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -126,8 +126,9 @@ def save_picture(lines: Sequence[Line], title: str, path: Path) -> None:
             times: Any = [datetime.fromtimestamp(t) for t in line.times_s]
             (drawn,) = axes.plot(times, line.average, linewidth=1, label=line.device or field)
             axes.fill_between(times, line.minimum, line.maximum, alpha=0.25, color=drawn.get_color(), linewidth=0)
-        axes.set_ylabel(f"{field} ({own[0].unit})" if own and own[0].unit else field)
+        axes.set_ylabel(field)
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(_in_unit(own[0].unit if own else ""))
         locator = AutoDateLocator()
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
@@ -138,3 +139,8 @@ def save_picture(lines: Sequence[Line], title: str, path: Path) -> None:
         figure.savefig(path, dpi=120)
     except OSError as error:
         raise UsageError(f"picture {path}: {error.strerror or error}; choose another --output") from None
+
+
+def _in_unit(unit: str) -> Callable[[float, float], str]:
+    """An axis' numbers as a table has them: `12.5 %`."""
+    return lambda value, _: with_unit(value, unit)

@@ -93,6 +93,10 @@ def test_a_picture_is_written(history, guest, tmp_path, name, magic):
                                str(tmp_path / name))
     assert (status, out) == (0, ""), err
     assert (tmp_path / name).read_bytes().startswith(magic)
+    if name.endswith(".svg"):  # it has its labels as text, too
+        text = (tmp_path / name).read_text()
+        for label in ("web1, 1h to now", "cpu.usage_ratio", "40.0 %", "block.write_bytes_per_second", "800 B/s"):
+            assert label in text
 
 
 def test_a_file_is_written(history, guest, tmp_path):
