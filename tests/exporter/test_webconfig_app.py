@@ -8,6 +8,7 @@ import http.client
 import itertools
 import shutil
 import ssl
+import subprocess
 import threading
 import time
 from contextlib import closing
@@ -212,6 +213,18 @@ def test_tls_serves_who_trusts_it_and_refuses_plain_http(web):
         with pytest.raises(ssl.SSLError):
             web.ask(port, context=old)
     assert web.refusals["tls"] >= 2
+
+
+def test_a_client_cannot_negotiate_anew(web):
+    """TLS 1.2's renegotiation costs a server much more than its client; 1.3 has none."""
+    web.write(tls_server_config=TLS)
+    with web.serving() as port:
+        done = subprocess.run(["openssl", "s_client", "-connect", f"localhost:{port}", "-tls1_2", "-CAfile",
+                               web.folder / "ca.pem"], input="R\n", capture_output=True, text=True, timeout=60,
+                              check=False)  # fmt: skip
+        assert "CONNECTED" in done.stdout
+        assert "no renegotiation" in done.stderr
+        assert web.ask(port, context=web.trusting()).status == 200
 
 
 def test_ciphers_are_limited(web):
