@@ -32,6 +32,7 @@ rules:
     match: [alertname = Bad]
     expect: {{state: [running]}}
     action: {{operation: domain.suspend}}
+    undo: {{operation: domain.resume}}
     cooldown: 0s
 """
 
@@ -53,8 +54,9 @@ class Scene:
     def start(self) -> None:
         self.service.start(f"--control.rules-file={self.service.folder}/rules.yml")
 
-    def send(self) -> None:
-        assert self.service.ask("POST", "/api/v1/alerts", self.alert, token="operator")[0] == 202
+    def send(self, status: str = "firing") -> None:
+        body = {"alerts": [{**self.alert["alerts"][0], "status": status}]}
+        assert self.service.ask("POST", "/api/v1/alerts", body, token="alerts")[0] == 202
 
     def kill(self) -> None:
         self.service.stop(signal.SIGKILL)
@@ -180,6 +182,35 @@ def test_it_waits_for_a_person(scene: Scene) -> None:
     assert scene.service.ask("POST", f"/api/v1/pending/{before['id']}/approve", {}, token="operator")[0] == 200
     scene.wait_for("rule-acted")
     assert (scene.count("begin"), scene.state()) == (1, "paused")
+
+
+def test_a_person_says_yes_while_no_service_runs(scene: Scene) -> None:
+    scene.mode("approve")
+    scene.send()
+    scene.wait_for("rule-pending")
+    (before,) = scene.pending()
+    scene.kill()
+    assert scene.service.run("control", "pending", "approve", str(before["id"])).returncode == 0
+    assert scene.state() == "running"
+    scene.start()
+    scene.wait_for("rule-acted")
+    assert (scene.count("begin"), scene.state()) == (1, "paused")
+
+
+def test_libvirt_is_asked_to_undo(scene: Scene) -> None:
+    scene.send()
+    scene.wait_for("rule-acted")
+    with scene.qemu_held():
+        scene.send("resolved")
+        scene.wait_for("begin", 2)
+        scene.kill()
+    scene.start()
+    scene.wait_for("rule-interrupted")
+    scene.send("resolved")
+    waits = "virtgauge_control_alerts_waiting 0.0"
+    eventually(lambda: waits in scene.service.ask("GET", "/metrics", token="reader")[1], "it is judged", 30)
+    assert scene.count("begin") == 2
+    scene.trail.verify()
 
 
 def test_the_guest_is_busy_with_another_act(scene: Scene) -> None:
