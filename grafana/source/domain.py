@@ -98,10 +98,13 @@ DOMAIN = Dashboard(
                   Query("max by (vcpu) (rate(libvirt_domain_vcpu_wait_seconds_total{@domain}[$__rate_interval]))",
                         "vCPU {{vcpu}}"), empty="This host's kernel does not tell"),
             graph("CPU inside and around the guest", "All CPU time of the guest's process against that of its vCPUs: "
-                  "the difference is QEMU's own work, mostly I/O. Kernel and user are the host's view of it. Dashed "
-                  "lines are quotas set.", "short",
+                  "the difference is QEMU's own work, mostly I/O. What of the vCPUs' time was not the guest's own code "
+                  "went into exits and emulation. Kernel and user are the host's view of it. Dashed lines are quotas set.",
+                  "short",
                   Query("max(rate(libvirt_domain_info_cpu_time_seconds_total{@domain}[$__rate_interval]))", "all"),
                   Query("sum(rate(libvirt_domain_vcpu_time_seconds_total{@domain}[$__rate_interval]))", "vCPUs"),
+                  Query("sum(rate(libvirt_domain_vcpu_guest_seconds_total{@domain}[$__rate_interval]))",
+                        "guest's own code"),
                   Query("max(rate(libvirt_domain_cpu_user_seconds_total{@domain}[$__rate_interval]))", "user"),
                   Query("max(rate(libvirt_domain_cpu_system_seconds_total{@domain}[$__rate_interval]))", "kernel"),
                   Query("max(libvirt_domain_limit_cores{@domain})", "quota of all"),
@@ -136,12 +139,15 @@ DOMAIN = Dashboard(
                   Query("max(rate(libvirt_domain_memory_stats_swap_out_bytes_total{@domain}[$__rate_interval]))", "out",
                         slow=True),
                   below="out", empty="Guest does not say", height=11),
-            graph("Page faults of the guest", "Major faults need I/O: many of them is a guest that reads its programs "
-                  "again and again.", "cps",
-                  Query("max(rate(libvirt_domain_memory_stats_major_fault_total{@domain}[$__rate_interval]))", "major",
-                        slow=True),
-                  Query("max(rate(libvirt_domain_memory_stats_minor_fault_total{@domain}[$__rate_interval]))", "minor",
-                        slow=True),
+            graph("Page faults, in the guest and on the host", "Major faults need I/O: many of them in the guest is one "
+                  "that reads its programs again and again; many on the host is a host that swapped the guest's memory "
+                  "out, which the guest cannot know.", "cps",
+                  Query("max(rate(libvirt_domain_memory_stats_major_fault_total{@domain}[$__rate_interval]))",
+                        "guest, major", slow=True),
+                  Query("max(rate(libvirt_domain_memory_stats_minor_fault_total{@domain}[$__rate_interval]))",
+                        "guest, minor", slow=True),
+                  Query("max(rate(libvirt_domain_process_major_faults_total{@domain}[$__rate_interval]))",
+                        "host, major"),
                   empty="Guest does not say"),
             graph("Age of the guest's report", "Seconds since the guest last told its memory. It grows where the "
                   "balloon driver stopped or no stats period is set (row Events and jobs, Settings): then the guest's "

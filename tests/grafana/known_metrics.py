@@ -34,10 +34,8 @@ UNUSED = {
     "libvirt_domain_block_stats_size_iops_bytes": "a detail of how a limit counts",
     "libvirt_domain_memory_stats_actual_balloon_bytes": "the same value as libvirt_domain_info_memory_usage_bytes, "
                                                         "kept for the names of other exporters",
-    "libvirt_domain_vcpu_guest_seconds_total": "for a comparison with the run time, by hand",
     "libvirt_domain_vcpu_timeslices_total": "steal in seconds is shown; this tells in how many pieces it came",
     "libvirt_domain_process_minor_faults_total": "first uses of memory: nothing is wrong with a guest that has them",
-    "libvirt_domain_process_major_faults_total": "the host's swapping shows on the Host dashboard",
     "libvirt_domain_block_stats_read_bytes_total": "its rate is served: libvirt_domain_block_read_bytes_per_second",
     "libvirt_domain_block_stats_write_bytes_total": "its rate is served",
     "libvirt_domain_block_stats_read_requests_total": "its rate is served",
