@@ -11,17 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
-from xml.etree.ElementTree import Element
 
 import libvirt
 
+from collectors.domain_xml import element_tree
 from exporter.control.connection import Session
 from exporter.control.errors import RefusedError
-
-_QCOW2 = b"QFI\xfb"
-_LONGEST_NAME = 1023
-_DEEPEST_CHAIN = 200
+from exporter.control.image_users import files_of
+from exporter.control.interface_change import is_remote
 
 
 class ForeignImages:
@@ -39,22 +36,16 @@ class ForeignImages:
                                    next_step="choose another image")  # fmt: skip
 
     def _images(self, domain: Any) -> Iterator[str]:
+        connection = self._session.connection
+        local = not is_remote(connection.getURI())
         for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):
             try:
-                root = ElementTree.fromstring(domain.XMLDesc(flags))
+                root = element_tree(domain.XMLDesc(flags))
             except libvirt.libvirtError:  # it went away meanwhile
                 continue
             for disk in root.iterfind("devices/disk"):
                 if disk.get("device", "disk") in ("disk", "lun") and disk.find("readonly") is None:
-                    for source in disk.iter("source"):
-                        yield from _chain(self._path(source))
-
-    def _path(self, source: Element) -> str:
-        if (pool := source.get("pool")) and (volume := source.get("volume")):
-            with suppress(libvirt.libvirtError):
-                found = self._session.connection.storagePoolLookupByName(pool).storageVolLookupByName(volume)
-                return str(found.path())
-        return source.get("file") or source.get("dev") or ""
+                    yield from files_of(connection, disk, local=local)
 
 
 def _is_same(path: Path, image: str) -> bool:
@@ -62,26 +53,3 @@ def _is_same(path: Path, image: str) -> bool:
     with suppress(OSError):
         return os.path.samefile(path, image)
     return str(path) == image
-
-
-def _chain(path: str) -> Iterator[str]:
-    """The image and those that it stands on, as their own headers tell: a domain's definition names the last only."""
-    for _ in range(_DEEPEST_CHAIN):
-        if not path:
-            return
-        path = os.path.realpath(path)
-        yield path
-        backing = _backing_file(path)
-        path = os.path.join(os.path.dirname(path), backing) if backing else ""
-
-
-def _backing_file(path: str) -> str:
-    """What a qcow2 image names as its backing file (docs/interop/qcow2.txt of QEMU); empty for none."""
-    with suppress(OSError), open(path, "rb") as image:
-        header = image.read(20)
-        if len(header) == 20 and header[:4] == _QCOW2:
-            image.seek(int.from_bytes(header[8:16], "big"))
-            length = int.from_bytes(header[16:20], "big")
-            if 0 < length <= _LONGEST_NAME and int.from_bytes(header[8:16], "big"):
-                return image.read(length).decode(errors="surrogateescape").removeprefix("file:")
-    return ""

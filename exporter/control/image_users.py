@@ -1,5 +1,5 @@
-"""Which domains use an image: named by a disk, or below one that is, as the chain of a running guest or the headers of
-qcow2 images tell. Changes nothing; any thread.
+"""Which domains use an image: named by a disk, as a file or as a volume of a pool, or below one that is, as the chain
+of a running guest or the headers of qcow2 images tell. Changes nothing; any thread.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -32,7 +33,7 @@ def users_of(connection: Any, path: str, *, running: bool, besides: str | None =
         if domain.UUIDString() == besides:
             continue
         disks = (disk for xml in _texts(domain, running) for disk in element_tree(xml).iterfind(".//disk"))
-        if any(os.path.realpath(file) == wanted for disk in disks for file in _chain(disk, local)):
+        if any(os.path.realpath(file) == wanted for disk in disks for file in files_of(connection, disk, local=local)):
             found.append(f"domain {domain.name()}")
     return sorted(found)
 
@@ -47,19 +48,31 @@ def _texts(domain: Any, running: bool) -> Iterator[str]:
             raise
 
 
-def _chain(disk: Element, local: bool) -> Iterator[str]:
-    """The files of a disk: those that its XML names (a running guest's has the whole chain), else the headers."""
-    named = [file for source in disk.iterfind(".//source") if (file := source.get("file") or source.get("dev"))]
+def files_of(connection: Any, disk: Element, *, local: bool) -> Iterator[str]:
+    """The files of a `<disk>`: those that its XML names (a running guest's has the whole chain), and what the headers
+    of these name below them, where the images are `local`, this machine's.
+    """
+    named = [file for source in disk.iterfind(".//source") if (file := _file(connection, source))]
     yield from named
     driver = disk.find("driver")
-    if not local or len(named) != 1 or driver is None or driver.get("type") != "qcow2":
+    # A raw image's bytes are the guest's own: what looks like a header there leads nowhere.
+    if not local or driver is None or driver.get("type") != "qcow2":
         return
-    below = _below(named[0])
-    for _ in range(_LONGEST_CHAIN):
-        if below is None:
-            return
-        yield below
-        below = _below(below)
+    for file in named:
+        below = _below(file)
+        for _ in range(_LONGEST_CHAIN):
+            if below is None or below in named:
+                break
+            yield below
+            below = _below(below)
+
+
+def _file(connection: Any, source: Element) -> str:
+    """Empty for an image on the network, and for a volume that libvirt does not know (now)."""
+    if (pool := source.get("pool")) and (volume := source.get("volume")):
+        with suppress(libvirt.libvirtError):
+            return str(connection.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())
+    return source.get("file") or source.get("dev") or ""
 
 
 def _below(file: str) -> str | None:

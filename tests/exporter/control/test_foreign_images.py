@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from exporter.control.connection import Session
+from exporter.control.errors import RefusedError
+from exporter.control.foreign_images import ForeignImages
 from tests.control_service import ControlService
 
 QCOW2_VERSION_3 = b"QFI\xfb\x00\x00\x00\x03"
@@ -98,3 +101,26 @@ def test_a_new_guest_gets_none_either(service: ControlService, images: Path, ope
         status, document = service.ask("POST", f"/api/v1/domains:{operation}", body, token="web")
         assert (status, "does not reach" in document["detail"]) == (409, True), document
     assert service.ask("GET", "/api/v1/domains/web7", token="web")[0] == 404
+
+
+def test_what_another_guest_wrote_leads_nowhere(tmp_path: Path) -> None:
+    """Into its metadata, an entity that no parser knows; into its raw disk, whose bytes are its own, a header."""
+    free = qcow2(tmp_path / "free.qcow2")
+    os.mkfifo(tmp_path / "fifo")
+    claims = {"vda": "\0", "vdb": str(free), "vdc": str(tmp_path / "fifo")}
+    # A pipe is not waited for even where the image is qcow2: an administrator's mistake may have led to it.
+    disks = [disk(qcow2(tmp_path / f"{target}.img", name), target) for target, name in claims.items()]
+    disks[:2] = [one.replace("qcow2'/>", "raw'/>") for one in disks[:2]]
+    written = domain("db1", 2, "".join(disks)).replace(
+        "<os>", "<metadata><x:note xmlns:x='urn:x'>&owned;</x:note></metadata><os>")  # fmt: skip
+    (tmp_path / "node.xml").write_text(f"<node>{domain('web1', 1, '')}</node>")
+    session = Session(f"test://{tmp_path}/node.xml")
+    try:
+        session.connection.defineXML(f'<!DOCTYPE domain [<!ENTITY owned "x">]>{written}')
+        foreign = ForeignImages(session, lambda name: name == "web1")
+        foreign.refuse(free)
+        for target in claims:
+            with pytest.raises(RefusedError, match="does not reach"):
+                foreign.refuse(tmp_path / f"{target}.img")
+    finally:
+        session.close()

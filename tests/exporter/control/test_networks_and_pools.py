@@ -19,6 +19,9 @@ from tests.live.operating import Operator
 NODE = """<node><domain type='test'><name>web1</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
 <memory>8192</memory><os><type>hvm</type></os><devices>
 <interface type='network'><source network='lab'/></interface></devices></domain></node>"""
+HOLDER = """<domain type='test'><name>holder</name><memory>8192</memory><os><type>hvm</type></os><devices>
+<disk type='volume' device='disk'><driver name='qemu' type='raw'/><source pool='p' volume='a.raw'/>
+<target dev='vda'/></disk></devices></domain>"""
 NETWORK = {"name": "lab", "address": "192.0.2.1/24", "dhcp_from": "192.0.2.100", "dhcp_to": "192.0.2.199"}
 HOSTILE = st.text(st.characters(exclude_categories=("C", "Zl", "Zp", "Zs"), exclude_characters="/."), min_size=1,
                   max_size=40)  # fmt: skip
@@ -123,6 +126,15 @@ def test_a_pool_and_its_volumes(control, tmp_path):
     with pytest.raises(RefusedError, match="--shrink"):
         control("volume.resize", "a.raw", pool="p", capacity_bytes=4096)
     assert not control("volume.resize", "a.raw", pool="p", capacity_bytes=1 << 20).changed
+    # A disk may name its pool and volume, and no file.
+    holder = control.executor.session.connection.defineXML(HOLDER)
+    with pytest.raises(RefusedError, match=r"volume a\.raw is a disk of domain holder"):
+        control("volume.delete", "a.raw", pool="p")
+    holder.create()
+    with pytest.raises(RefusedError, match="in use by the running domain holder"):
+        control("volume.resize", "a.raw", pool="p", capacity_bytes=2 << 20)
+    holder.destroy()
+    holder.undefine()
     assert control("volume.delete", "a.raw", pool="p").after == {"state": "gone"}
     control("pool.stop", "p")
     control("pool.undefine", "p")
