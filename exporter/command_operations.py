@@ -303,7 +303,8 @@ class Invocation:
 
     def _agreed(self, reference: str | None, parameters: Parameters) -> str | None:
         """The subject's name, once the caller has agreed; None where there is nothing to change."""
-        look = self.executor.run(self.operation, reference, parameters, Request(_actor(""), dry_run=True))
+        asked = replace(self._request(None), dry_run=True)
+        look = self.executor.run(self.operation, reference, parameters, asked)
         if look.plan is not None and look.plan.nothing_to_do:
             return None
         subject = self.executor.find(self.operation, reference, parameters)

@@ -127,7 +127,8 @@ class _Endpoints:
         reference = request.path_params.get("reference")
         order = Request(
             actor=_actor(principal, asked.reason, request), dry_run=asked.dry_run, confirmed=asked.confirm,
-            lock_wait_s=asked.wait_s, deadline_s=asked.deadline_s,
+            # A dry run waits for nothing here: it has one of the few threads that look.
+            lock_wait_s=0.0 if asked.dry_run else asked.wait_s, deadline_s=asked.deadline_s,
         )  # fmt: skip
         if asked.dry_run:
             return await self._tried(operation, reference, parameters, order, principal)

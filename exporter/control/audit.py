@@ -23,6 +23,7 @@ from exporter.control.errors import ControlError, UnreachableError
 GENESIS = "0" * 64
 _TAIL_BYTES = 64 * 1024
 _LINE_MOST_BYTES = 32 * 1024
+_FACT_MOST_BYTES = 2 * 1024
 _UUID_CHARACTERS = 36
 
 
@@ -70,6 +71,9 @@ class Trail:
         line = _line(record)
         if len(line) > _LINE_MOST_BYTES:
             record = {name: value for name, value in record.items() if name not in ("parameters", "before", "after")}
+            line = _line(record | {"cut": True})
+        if len(line) > _LINE_MOST_BYTES:  # the next one would not find this one, and begin a chain of its own
+            record = {name: value for name, value in record.items() if len(json.dumps(value)) <= _FACT_MOST_BYTES}
             line = _line(record | {"cut": True})
         # One write: another process sees the whole line or none; the kill -9 case is the torn line.
         os.write(fd, (b"\n" if unfinished else b"") + line)

@@ -108,6 +108,11 @@ class _RunsJob(_OnDisk[P]):
     def check(self, call: Call, parameters: Any) -> None:
         super().check(call, parameters)
         chain = chain_of(call.subject.handle, parameters.device)
+        if not chain:
+            raise RefusedError(
+                f"disk {parameters.device} of domain {call.subject.name} has nothing in it",
+                next_step="choose another --device",
+            )
         if parameters.base is not None and parameters.base not in chain[1:]:
             raise NotFoundError(
                 f"disk {parameters.device} has no image {parameters.base!r} below the one it writes to",

@@ -128,7 +128,7 @@ class Executor:
             if operation.reads:
                 details = operation.state(call, parameters)
                 return _result(operation, call, details={**details, **call.details})
-            operation.require_free(call.subject, Deadline(0.0))
+            operation.require_free(call.subject, Deadline(request.lock_wait_s, request.cancelled))
             operation.check(call, parameters)
             plan = operation.plan(call, parameters)
         return _result(operation, call, dry_run=True, plan=plan, before=plan.state or None)

@@ -236,7 +236,15 @@ class Operation(ABC, Generic[P]):
 
     def require_free(self, subject: Subject, deadline: Deadline) -> None:
         """Raises BusyError where a job of libvirt's own, which no lock of ours tells of, is not over in time."""
-        if not deadline.wait_for(lambda: not self.held_by(subject)) and (held := self.held_by(subject)):
+        held = ""
+
+        def is_free() -> bool:
+            nonlocal held
+            held = self.held_by(subject)
+            return not held
+
+        # What was seen is told: asked once more, a QEMU that hangs looks free, since the first question holds it.
+        if not deadline.wait_for(is_free):
             raise BusyError(
                 f"{subject.kind} {subject.name} is busy: libvirt is {held}",
                 next_step="ask again when it is done, or give --wait 30s",

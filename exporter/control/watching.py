@@ -11,6 +11,9 @@ import libvirt
 
 from collectors.event_names import LIFECYCLE, named
 
+_MOST_NAMES = 100
+"""A guest may reboot as often as it likes while an act goes on for hours; a record of the trail is one line."""
+
 
 class EventsHeard:
     """A domain's events since the watch began, in order. Filled by libvirt's event thread."""
@@ -18,20 +21,28 @@ class EventsHeard:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._names: list[str] = []
+        self._unnamed = 0
+        self._rebooted = False
 
     @property
     def names(self) -> list[str]:
-        """Like `suspended paused`, `stopped destroyed`, `reboot`."""
+        """Like `suspended paused`, `stopped destroyed`, `reboot`; of many the first, and how many more there were."""
         with self._lock:
-            return list(self._names)
+            return [*self._names, *([f"{self._unnamed} more"] if self._unnamed else [])]
 
     @property
     def reboot(self) -> bool:
-        return "reboot" in self.names
+        """Whether it has rebooted, or was reset."""
+        with self._lock:
+            return self._rebooted
 
     def add(self, name: str) -> None:
         with self._lock:
-            self._names.append(name)
+            self._rebooted = self._rebooted or name == "reboot"
+            if len(self._names) < _MOST_NAMES:
+                self._names.append(name)
+            else:
+                self._unnamed += 1
 
     def lifecycle(self, event: int, detail: int) -> None:
         """One by libvirt's numbers."""

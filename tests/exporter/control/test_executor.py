@@ -196,6 +196,41 @@ def test_a_late_answer_keeps_the_lock_and_is_told(executor, folders):
     assert events(folders) == ["begin", "unanswered", "refused", "late", "begin", "end"]
 
 
+def test_what_libvirt_is_seen_at_is_told_and_not_asked_again(executor, folders):
+    """The question to a QEMU that hangs holds the domain itself, so that a second one finds nothing amiss."""
+    class Held(Pause):
+        def __init__(self, *seen):
+            self.seen = list(seen)
+
+        def held_by(self, subject):
+            return self.seen.pop(0) if self.seen else ""
+
+    for dry_run in (False, True):
+        with pytest.raises(BusyError, match="libvirt is asking its QEMU"):
+            run(executor, Held("asking its QEMU"), dry_run=dry_run)
+    assert events(folders) == ["refused"]
+    for dry_run in (True, False):
+        assert run(executor, Held("saving it", "saving it"), dry_run=dry_run, lock_wait_s=30).changed is not dry_run
+
+
+def test_a_guest_that_reboots_again_and_again_fills_no_trail(executor, folders):
+    class Rebooted(Pause):
+        def act(self, call, parameters):
+            super().act(call, parameters)
+            for _ in range(20_000):
+                call.heard.lifecycle(4, 0)
+            assert not call.heard.reboot
+            call.heard.add("reboot")
+            assert call.heard.reboot
+
+    heard = run(executor, Rebooted()).details["events"]
+    assert len(heard) < 200
+    assert heard[-1].endswith(" more")
+    trail = Trail(folders.trail)
+    assert trail.append("after it", {}) == 3
+    assert trail.verify() == 3
+
+
 def test_no_act_takes_the_connection_that_others_look_with():
     """A call to a hung QEMU holds up the others on its connection."""
     model = Session("qemu:///system")
@@ -267,6 +302,16 @@ def test_a_changed_trail_shows(tmp_path, line, harm):
     trail.path.write_bytes(b"".join(lines))
     with pytest.raises(TrailDamagedError, match="line"):
         trail.verify()
+
+
+@pytest.mark.parametrize("name", ["events", "parameters", "error"])
+def test_a_record_that_is_too_long_is_cut_and_the_chain_goes_on(tmp_path, name):
+    trail = Trail(tmp_path / "audit.jsonl")
+    numbers = [trail.append("begin", {}), trail.append("end", {"act": "1", name: ["x" * 10] * 20_000}),
+               trail.append("begin", {})]  # fmt: skip
+    assert numbers == [1, 2, 3]
+    assert trail.verify() == 3
+    assert (trail.records()[1]["cut"], trail.records()[1]["act"], name in trail.records()[1]) == (True, "1", False)
 
 
 @pytest.mark.parametrize("keep", [1, 40, -1])

@@ -14,7 +14,8 @@ from exporter.control.snapshots import checkpoint_xml, snapshot_xml
 from tests.live.operating import Operator
 
 NODE = """<node><domain type='test'><name>web1</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
-<memory>8192</memory><os><type>hvm</type></os></domain></node>"""
+<memory>8192</memory><os><type>hvm</type></os><devices>
+<disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk></devices></domain></node>"""
 PRINTABLE = st.text(st.characters(exclude_categories=("C", "Zl", "Zp", "Zs")), min_size=1, max_size=40)
 
 
@@ -51,6 +52,12 @@ def test_taken_reverted_deleted(control):
         control("snapshot.revert", "web1", name="ones")
     assert control("snapshot.delete", "web1", name="one").after["snapshots"] == []
     assert not control("snapshot.delete", "web1", name="one").changed
+
+
+@pytest.mark.parametrize("operation", ["domain.block-commit", "domain.block-pull"])
+def test_an_empty_drive_has_no_chain(control, operation):
+    with pytest.raises(RefusedError, match="disk sda of domain web1 has nothing in it"):
+        control.dry(operation, "web1", device="sda")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "-x", "a\nb", " a", "x" * 65])
