@@ -229,6 +229,7 @@ class RuleEngine:
 
     def _one_act(self) -> bool:
         """One that is due: approved, to be tried again, or to be undone; pending ones that are too old expire."""
+        self._at = None
         now_s, file = self._clock(), self._file()
         rules = {rule.name: rule for rule in file.rules}
         for act in self._store.refusals():
