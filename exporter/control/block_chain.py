@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from exporter.control.device_change import device_root
 from exporter.control.errors import NotFoundError
 from exporter.control.hotplug_disk import disk_shown
+from exporter.control.image_users import source_file
 
 _NAMES = {
     libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL: "pull",
@@ -58,12 +59,12 @@ def chain_of(handle: Any, device: str) -> list[str]:
     except libvirt.libvirtError:
         return []
     disk = next((found for found in disks if disk_shown(found)[0] == device), None)
-    return [] if disk is None else [file for file, _ in _layers(disk)]
+    return [] if disk is None else [file for file, _ in _layers(handle, disk)]
 
 
-def base_index(disk: Element, device: str, file: str) -> str:
+def base_index(handle: Any, disk: Element, device: str, file: str) -> str:
     """An image of the chain as libvirt addresses it, `vda[2]`: no path goes back to it."""
-    return next(f"{device}[{index}]" for named, index in _layers(disk) if named == file)
+    return next(f"{device}[{index}]" for named, index in _layers(handle, disk) if named == file)
 
 
 def disk_element(handle: Any, name: str, device: str) -> Element:
@@ -74,13 +75,13 @@ def disk_element(handle: Any, name: str, device: str) -> Element:
     return disks[device]
 
 
-def _layers(disk: Element) -> Iterator[tuple[str, str]]:
+def _layers(handle: Any, disk: Element) -> Iterator[tuple[str, str]]:
     """Each image's file and libvirt's number of it, the one that is written to first."""
     layer: Element | None = disk
     while layer is not None:
         source = layer.find("source")
         if source is not None:
-            file = source.get("file") or source.get("dev") or source.get("name") or "?"
+            file = source_file(handle.connect(), source) or source.get("name") or "?"
             yield file, layer.get("index") or source.get("index") or ""
         layer = layer.find("backingStore")
 

@@ -237,7 +237,7 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
     def start(self, call: Call, parameters: BlockCommitParameters) -> None:
         handle, device = call.subject.handle, parameters.device
         base = self.goal(chain_of(handle, device), parameters.base)[0]
-        index = base_index(disk_element(handle, call.subject.name, device), device, base)
+        index = base_index(handle, disk_element(handle, call.subject.name, device), device, base)
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
         handle.blockCommit(device, index, None, parameters.bandwidth_bytes_sec or 0, flags)
 
@@ -283,7 +283,7 @@ class BlockPull(_RunsJob[BlockPullParameters]):
         if parameters.base is None:
             handle.blockPull(device, bandwidth, libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)
             return
-        index = base_index(disk_element(handle, call.subject.name, device), device, parameters.base)
+        index = base_index(handle, disk_element(handle, call.subject.name, device), device, parameters.base)
         handle.blockRebase(device, index, bandwidth, libvirt.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES)
 
 

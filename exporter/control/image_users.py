@@ -52,7 +52,7 @@ def files_of(connection: Any, disk: Element, *, local: bool) -> Iterator[str]:
     """The files of a `<disk>`: those that its XML names (a running guest's has the whole chain), and what the headers
     of these name below them, where the images are `local`, this machine's.
     """
-    named = [file for source in disk.iterfind(".//source") if (file := _file(connection, source))]
+    named = [file for source in disk.iterfind(".//source") if (file := source_file(connection, source))]
     yield from named
     driver = disk.find("driver")
     # A raw image's bytes are the guest's own: what looks like a header there leads nowhere.
@@ -67,8 +67,8 @@ def files_of(connection: Any, disk: Element, *, local: bool) -> Iterator[str]:
             below = _below(below)
 
 
-def _file(connection: Any, source: Element) -> str:
-    """Empty for an image on the network, and for a volume that libvirt does not know (now)."""
+def source_file(connection: Any, source: Element) -> str:
+    """The file or device that a `<source>` is; empty for one on the network, and for a volume that is not known."""
     if (pool := source.get("pool")) and (volume := source.get("volume")):
         with suppress(libvirt.libvirtError):
             return str(connection.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())

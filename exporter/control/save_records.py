@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from collectors.domain_xml import element_tree
 from exporter.control.errors import ControlError, NotFoundError, RefusedError
 from exporter.control.folders import Folders
+from exporter.control.image_users import source_file
 
 _ID = re.compile(r"[0-9a-f-]{36}-[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 # libvirt writes "Part" in place of "Save" until the image is whole (qemu_saveimage.h).
@@ -132,12 +133,12 @@ def sha256(file: Path, told: Callable[[float], None] = lambda _fraction: None) -
         return digest.hexdigest()
 
 
-def disk_generations(xml: str) -> tuple[DiskGeneration, ...]:
-    """The state of each writable disk of a domain XML that is a file or device of this host."""
+def disk_generations(connection: Any, xml: str) -> tuple[DiskGeneration, ...]:
+    """The state of each writable disk of a domain XML that is a file or device of this host, or a volume."""
     found = []
     for disk in element_tree(xml).iterfind("devices/disk"):
         source = disk.find("source")
-        path = (source.get("file") or source.get("dev")) if source is not None else None
+        path = source_file(connection, source) if source is not None else ""
         if path and disk.find("readonly") is None and disk.get("device", "disk") == "disk":
             found.append(_generation(path))
     return tuple(found)
@@ -203,7 +204,7 @@ def record_of(folders: Folders, record_id: str, connection: Any, saved: str, com
         saved=saved,
         size_bytes=file.stat().st_size,
         sha256=sha256(file),
-        disks=disk_generations(xml),
+        disks=disk_generations(connection, xml),
         comment=comment,
     )
     write_record(folders, record)

@@ -14,6 +14,7 @@ from exporter.control.errors import InvalidError, NotFoundError, RefusedError, U
 from exporter.control.executor import Actor, Request
 from exporter.control.networks import NetworkFields, network_xml
 from exporter.control.pools import CreateVolumeParameters, pool_xml, volume_xml
+from exporter.control.save_records import disk_generations
 from tests.live.operating import Operator
 
 NODE = """<node><domain type='test'><name>web1</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
@@ -130,7 +131,11 @@ def test_a_pool_and_its_volumes(control, tmp_path):
     holder = control.executor.session.connection.defineXML(HOLDER)
     with pytest.raises(RefusedError, match=r"volume a\.raw is a disk of domain holder"):
         control("volume.delete", "a.raw", pool="p")
+    (tmp_path / "images/a.raw").write_bytes(b"of the guest")
+    (then,) = disk_generations(control.executor.session.connection, HOLDER)  # by which a restore knows that it moved on
+    assert (then.path, then.size_bytes) == (f"{tmp_path}/images/a.raw", 12)
     holder.create()
+    assert control("domain.block-jobs", "holder").details["rows"][0]["chain"] == [then.path]
     with pytest.raises(RefusedError, match="in use by the running domain holder"):
         control("volume.resize", "a.raw", pool="p", capacity_bytes=2 << 20)
     holder.destroy()
