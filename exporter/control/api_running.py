@@ -6,6 +6,7 @@ must not keep the service from stopping. The number of running operations is bou
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import threading
@@ -99,7 +100,9 @@ class Runner:
     ) -> Job:
         def told(step: Progress) -> None:
             job.phase, job.fraction = step.phase, step.fraction
-            self.jobs.save(job)
+            # A full disk must break no act off, nor blind who keeps its deadline.
+            with contextlib.suppress(OSError):
+                self.jobs.save(job)
 
         try:
             asked = dataclasses.replace(request, progress=told)

@@ -208,8 +208,6 @@ def _refuse_by_state(handle: Any, name: str, parameters: MigrateParameters) -> N
         raise RefusedError(
             f"domain {name} has {count} snapshots, and libvirt migrates none with any", next_step="delete them first"
         )
-
-
     if parameters.mode != "offline":
         _refuse_host_devices(handle, name)
 

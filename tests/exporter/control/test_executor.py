@@ -14,8 +14,10 @@ import threading
 import pytest
 
 from exporter.control import lookup
+from exporter.control.api_running import Runner
 from exporter.control.audit import Trail, TrailDamagedError
 from exporter.control.connection import Session, SessionPool
+from exporter.control.control_metrics import ControlMetrics
 from exporter.control.domain import DomainOperation, find_domain
 from exporter.control.errors import (
     BusyError,
@@ -28,7 +30,8 @@ from exporter.control.errors import (
 )
 from exporter.control.executor import Actor, Executor, Request
 from exporter.control.folders import Folders
-from exporter.control.operation import NoParameters, Plan
+from exporter.control.jobs import JobStore
+from exporter.control.operation import NoParameters, Plan, Progress
 
 TESTER = Actor("tester", "command line", reason="a test")
 
@@ -145,6 +148,24 @@ def test_a_full_disk_does_nothing_and_leaves_the_domain_free(executor):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     result = run(executor, Pause())
     assert (result.before["state"], result.after["state"]) == ("running", "paused")
+
+
+def test_progress_that_finds_no_room_breaks_no_act_off(executor, folders):
+    class Told(Pause):
+        def act(self, call, parameters):
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+            try:
+                call.progress(Progress("half way", 0.5))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            super().act(call, parameters)
+
+    jobs = JobStore(folders)
+    runner = Runner(executor, jobs, ControlMetrics(folders))
+    job = jobs.new("domain.pause", "test", "test", "tester")
+    done = runner.change(job, Told(), "test", NoParameters(), Request(TESTER)).result(60)
+    assert (done.state, jobs.get(job.id).state) == ("succeeded", "succeeded")
 
 
 def test_what_cannot_be_undone_needs_the_name(executor, folders):
