@@ -200,7 +200,7 @@ class _Endpoints:
                 raise _out_of_scope(reference, principal) from None
             # The nearest names are of domains that a narrow token may not know.
             raise NotFoundError(error.cause, next_step="list the domains with GET /api/v1/domains") from None
-        _require_scope(_domain(subject), principal, asked=reference)
+        _require_scope(_domain(subject), principal, asked=reference or _asked_for(parameters))
         return subject
 
     def _answered(self, job: Job) -> Response:
@@ -273,6 +273,11 @@ def _fingerprint(operation: AnyOperation, request: HttpRequest, body: bytes) -> 
 
 def _domain(subject: Subject) -> str | None:
     return subject.name if subject.kind == "domain" else None
+
+
+def _asked_for(parameters: Parameters) -> str | None:
+    """The caller's own word for a domain that is to be made."""
+    return getattr(parameters, "uuid", None) or getattr(parameters, "name", None)
 
 
 def _require_scope(

@@ -215,7 +215,8 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
         base = self.goal(chain, parameters.base)[0]
         # What stands on the base itself would see other data; what stands on the overlays loses what is under them.
         for file in chain[1 : chain.index(base) + 1]:
-            users = users_of(call.session.connection, file, running=False, besides=call.subject.uuid)
+            users = users_of(call.session.connection, file, running=False, besides=call.subject.uuid,
+                             reaches=call.reaches)  # fmt: skip
             if users:
                 raise RefusedError(
                     f"{file} is in use by {', '.join(users)}, whose disk would be destroyed",

@@ -198,6 +198,7 @@ class Executor:
             subject=subject,
             folders=self._folders(session, request.actor),
             deadline=Deadline(seconds, request.cancelled),
+            reaches=request.actor.reaches or (lambda _domain: True),
             progress=request.progress,
         )
 
@@ -258,7 +259,8 @@ class _Run:
         self._plan = plan
         self._call = Call(
             session=call.session, subject=call.subject, folders=call.folders, deadline=call.deadline,
-            progress=call.progress, warnings=list(plan.warnings), details=dict(call.details), intent=self._intend,
+            reaches=call.reaches, progress=call.progress, warnings=list(plan.warnings), details=dict(call.details),
+            intent=self._intend,
         )  # fmt: skip
         self._open: dict[str, JsonValue] = dict(act.facts)
         self._before: State = {}

@@ -65,7 +65,8 @@ class AttachDisk(DeviceChange[AttachDiskParameters]):
                 next_step="choose bus virtio or scsi, or apply to persistent",
             )
         path = str(call.folders.image(parameters.file, "the disk"))
-        used = users_of(call.session.connection, path, running=True, besides=call.subject.uuid)
+        used = users_of(call.session.connection, path, running=True, besides=call.subject.uuid,
+                        reaches=call.reaches)  # fmt: skip
         if used and not parameters.read_only:
             raise RefusedError(
                 f"{path} is in use by {', '.join(used)}",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from exporter.control.interface_change import is_remote
 _LONGEST_CHAIN = 64
 
 
-def users_of(connection: Any, path: str, *, running: bool, besides: str | None = None) -> list[str]:
+def users_of(connection: Any, path: str, *, running: bool, besides: str | None = None,
+             reaches: Callable[[str], bool] = lambda _name: True) -> list[str]:  # fmt: skip
     """`domain NAME` for each with that file in a disk's chain: the running ones, or all that are defined.
 
-    `besides` is the UUID of one that is left out.
+    `besides` is the UUID of one that is left out; one that the caller does not reach is not named.
     """
     wanted, local = os.path.realpath(path), not is_remote(connection.getURI())
     flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE if running else 0
@@ -34,7 +35,8 @@ def users_of(connection: Any, path: str, *, running: bool, besides: str | None =
             continue
         disks = (disk for xml in _texts(domain, running) for disk in element_tree(xml).iterfind(".//disk"))
         if any(os.path.realpath(file) == wanted for disk in disks for file in files_of(connection, disk, local=local)):
-            found.append(f"domain {domain.name()}")
+            name = domain.name()
+            found.append(f"domain {name}" if reaches(name) else "a domain that this token does not reach")
     return sorted(found)
 
 

@@ -159,6 +159,8 @@ class Call:
     subject: Subject
     folders: Folders
     deadline: Deadline
+    reaches: Callable[[str], bool] = lambda _domain: True
+    """Whether the caller may know of a domain, by name."""
     progress: Callable[[Progress], None] = lambda _step: None
     warnings: list[str] = field(default_factory=list)
     details: dict[str, JsonValue] = field(default_factory=dict)

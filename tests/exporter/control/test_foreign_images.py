@@ -83,7 +83,12 @@ def test_another_guests_image_and_what_it_stands_on_are_refused(
 @pytest.mark.parametrize("name", ["own", "free", "media", "shown"])
 def test_ones_own_free_and_shared_images_are_not(service: ControlService, images: Path, name: str) -> None:
     _, document = asked(service, "web", images / f"{name}.qcow2")
-    assert "does not reach" not in document.get("detail", "")
+    assert "belongs to a domain that" not in document.get("detail", "")
+    # Written to, what another guest has in its drive is refused as for everybody, but without that guest's name.
+    assert "db1" not in document.get("detail", "")
+    if name in ("media", "shown"):
+        assert document["detail"].endswith("is in use by a domain that this token does not reach")
+        assert asked(service, "admin", images / f"{name}.qcow2")[1]["detail"].endswith("in use by domain db1")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,13 @@ def test_a_new_guest_gets_none_either(service: ControlService, images: Path, ope
         status, document = service.ask("POST", f"/api/v1/domains:{operation}", body, token="web")
         assert (status, "does not reach" in document["detail"]) == (409, True), document
     assert service.ask("GET", "/api/v1/domains/web7", token="web")[0] == 404
+
+
+def test_another_guests_uuid_tells_no_name(service: ControlService) -> None:
+    uuid = "6695eb01-f6a4-8304-79aa-97f2502e1902"
+    parameters = {"name": "web7", "uuid": uuid, "type": "test", "memory_mib": 64}
+    status, document = service.ask("POST", "/api/v1/domains:define", {"parameters": parameters}, token="web")
+    assert (status, uuid in document["detail"], "db1" in document["detail"]) == (403, True, False)
 
 
 def test_what_another_guest_wrote_leads_nowhere(tmp_path: Path) -> None:
