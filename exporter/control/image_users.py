@@ -56,12 +56,12 @@ def files_of(connection: Any, disk: Element, *, local: bool) -> Iterator[str]:
     """
     named = [file for source in disk.iterfind(".//source") if (file := source_file(connection, source))]
     yield from named
-    driver = disk.find("driver")
-    # A raw image's bytes are the guest's own: what looks like a header there leads nowhere.
-    if not local or driver is None or driver.get("type") != "qcow2":
-        return
-    for file in named:
-        below = _below(file)
+    for layer in (disk, *disk.iter("backingStore")) if local else ():
+        source, form = layer.find("source"), layer.find("driver" if layer is disk else "format")
+        # A raw image's bytes are the guest's own: what looks like a header there leads nowhere.
+        if source is None or form is None or form.get("type") != "qcow2":
+            continue
+        below = _below(source_file(connection, source))
         for _ in range(_LONGEST_CHAIN):
             if below is None or below in named:
                 break

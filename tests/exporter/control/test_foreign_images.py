@@ -123,6 +123,10 @@ def test_what_another_guest_wrote_leads_nowhere(tmp_path: Path) -> None:
     # A pipe is not waited for even where the image is qcow2: an administrator's mistake may have led to it.
     disks = [disk(qcow2(tmp_path / f"{target}.img", name), target) for target, name in claims.items()]
     disks[:2] = [one.replace("qcow2'/>", "raw'/>") for one in disks[:2]]
+    # What was its raw disk until a snapshot was taken.
+    raw, overlay = qcow2(tmp_path / "raw.img", str(free)), qcow2(tmp_path / "overlay.img", "raw.img")
+    disks.append(disk(overlay, "vdd", f"<backingStore type='file'><format type='raw'/><source file='{raw}'/>"
+                                      "</backingStore>"))  # fmt: skip
     written = domain("db1", 2, "".join(disks)).replace(
         "<os>", "<metadata><x:note xmlns:x='urn:x'>&owned;</x:note></metadata><os>")  # fmt: skip
     (tmp_path / "node.xml").write_text(f"<node>{domain('web1', 1, '')}</node>")
@@ -131,7 +135,7 @@ def test_what_another_guest_wrote_leads_nowhere(tmp_path: Path) -> None:
         session.connection.defineXML(f'<!DOCTYPE domain [<!ENTITY owned "x">]>{written}')
         foreign = ForeignImages(session, lambda name: name == "web1")
         foreign.refuse(free)
-        for target in claims:
+        for target in (*claims, "overlay", "raw"):
             with pytest.raises(RefusedError, match="does not reach"):
                 foreign.refuse(tmp_path / f"{target}.img")
     finally:
