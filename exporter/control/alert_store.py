@@ -18,7 +18,6 @@ from typing import Any
 from exporter.control.errors import NotFoundError, RefusedError, UnreachableError
 from exporter.control.webhook import Alert
 
-OPEN_STATES = ("pending", "approved", "retry", "acting")
 _KEPT_S = 90 * 86400.0
 MOST_WAITING = 10_000
 """Alerts in the queue; what comes above it is told to come again, and Alertmanager does."""
