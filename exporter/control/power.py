@@ -97,6 +97,11 @@ class Shutdown(DomainOperation[ShutdownParameters]):
             told("destroyed by force")
             _destroy(call.subject.handle, 0)
             by = "force"
+        if by is None and not stages:
+            raise TimedOutError(
+                f"domain {call.subject.name} was asked nothing: it was cancelled before, or no time was left",
+                next_step="ask again when it is to stop",
+            )
         if by is None:
             raise TimedOutError(
                 f"domain {call.subject.name} is still {live_state(call.subject.handle)} after: {'; '.join(stages)}",

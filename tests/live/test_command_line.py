@@ -102,7 +102,8 @@ def test_ctrl_c_asks_to_stop_and_the_outcome_is_told(
     _, err = process.communicate(timeout=120)
     assert process.returncode == 5
     assert err.splitlines()[0] == "virtgauge: stopping; once more leaves it to libvirt"
-    assert "domain web1 is still running after: 0.0 s: pushing the ACPI button" in err
+    # The signal may come between the record of the beginning and the first push.
+    assert "web1 is still running after: 0.0 s: pushing the ACPI button" in err or "web1 was asked nothing" in err
     assert len(err.splitlines()) == 2
     assert [record["event"] for record in trail.records()] == ["begin", "end"]
     assert hypervisor.virsh("domstate", "web1").strip() == "running"

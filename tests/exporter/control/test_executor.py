@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from exporter.control import lookup
+from exporter.control import lookup, power
 from exporter.control.api_running import Runner
 from exporter.control.audit import Trail, TrailDamagedError
 from exporter.control.connection import Session, SessionPool
@@ -148,6 +148,13 @@ def test_a_full_disk_does_nothing_and_leaves_the_domain_free(executor):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     result = run(executor, Pause())
     assert (result.before["state"], result.after["state"]) == ("running", "paused")
+
+
+def test_a_shutdown_cancelled_before_its_first_push_says_so(executor):
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(TimedOutError, match="domain test was asked nothing"):
+        run(executor, power.Shutdown(), parameters=power.ShutdownParameters(mode="acpi"), cancelled=cancelled)
 
 
 def test_progress_that_finds_no_room_breaks_no_act_off(executor, folders):
