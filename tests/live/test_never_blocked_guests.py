@@ -81,7 +81,7 @@ def hang(fleet: Fleet, scraper: Scraper, count: int, hang_s: float, every_s: flo
     time.sleep(every_s)
     after = scraper.scrape()
 
-    assert len(pages) >= 4
+    assert len(pages) >= 3  # the loop below looks at the third and on
     for number, page in enumerate(pages):
         assert page.up
         assert page.value("virtgauge_sampler_calls", state="stuck") <= 6
