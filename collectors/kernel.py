@@ -114,6 +114,9 @@ class KernelSource:
         kept = set(running)
         with self._lock:
             gone = [self._processes.pop(key) for key in list(self._processes) if key not in kept]
+            if gone:
+                used = {process.network for process in self._processes.values() if process is not None}
+                self._networks = {network: known for network, known in self._networks.items() if network in used}
         for process in gone:
             if process is not None:
                 process.close()
@@ -150,7 +153,9 @@ class KernelSource:
 
     def _open(self, pid: int) -> _Process:
         folder = self._proc / str(pid)
-        space = os.stat(folder / "ns/net") if os.access(folder / "ns/net", os.R_OK) else os.stat(folder)
+        # The file is one for all processes of a network namespace; ns/net, which says the same, is not ours to look at
+        # where QEMU runs as another user.
+        space = os.stat(folder / "net/dev")
         stat = _open(folder / "stat")
         process = _Process(pid, stat, 0.0, (space.st_dev, space.st_ino))
         try:
@@ -169,13 +174,19 @@ class KernelSource:
         """The vCPU threads as they are now; a hot-plugged vCPU is a new thread."""
         known = {vcpu.number: vcpu for vcpu in process.vcpus}
         present: list[_Vcpu] = []
-        tasks = self._proc / str(process.pid) / "task"
+        tasks, ended = self._proc / str(process.pid) / "task", ""
         for task in os.listdir(tasks):
-            match = _VCPU_THREAD.fullmatch((tasks / task / "comm").read_text())
+            try:
+                match = _VCPU_THREAD.fullmatch((tasks / task / "comm").read_text())
+            except (FileNotFoundError, ProcessLookupError):  # mostly a worker, which come and go
+                ended = task
+                continue
             if match:
                 number = int(match.group(1))
                 vcpu = known.pop(number, None)
                 present.append(vcpu or _Vcpu(number, _open(tasks / task / "schedstat"), _open(tasks / task / "stat")))
+        if ended and known:  # it may be a vCPU of a process that is ending
+            raise ValueError(f"its thread {ended} ended while they were listed")
         for vcpu in known.values():
             os.close(vcpu.schedstat)
             os.close(vcpu.stat)

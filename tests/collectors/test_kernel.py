@@ -188,6 +188,53 @@ def test_interface_that_the_host_does_not_have_is_absent(start: Start) -> None:
     assert not [key for key in source.stats((identity, 1), definition(identity, nic)) if key.startswith("net.")]
 
 
+def as_strangers_see_it(proc: Path, pid: int) -> Path:
+    """A folder of a process in ``proc`` without what only its own user may look at."""
+    folder = proc / str(pid)
+    folder.mkdir(parents=True)
+    for name in ("stat", "cmdline", "task"):
+        (folder / name).symlink_to(f"/proc/{pid}/{name}")
+    (folder / "net").symlink_to(proc / "net")
+    return folder
+
+
+def test_domains_of_one_network_share_a_reading_that_ends_with_them(start: Start, tmp_path: Path) -> None:
+    keys = [(str(uuid.uuid4()), 1) for _ in range(3)]
+    for identity, _ in keys:
+        as_strangers_see_it(tmp_path, start(identity).pid)
+    (tmp_path / "stat").write_text("btime 1\n")
+    (tmp_path / "net").mkdir()
+    nic = "<interface type='direct'><target dev='tap0'/></interface>"
+    source = KernelSource(tmp_path, clock=lambda: 0.0)
+
+    def received(key: tuple[str, int], now: int) -> object:
+        (tmp_path / "net/dev").write_text(f"Inter-|\n face |\n  tap0: {' '.join([str(now)] * 16)}\n")
+        source.find([key])
+        return source.stats(key, definition(key[0], nic))["net.0.rx.bytes"]
+
+    assert [received(key, now) for now, key in enumerate(keys[:2], 1)] == [1, 1]
+    source.forget([])
+    assert received(keys[2], 3) == 3
+
+
+def test_a_thread_that_ends_while_it_is_listed_costs_nothing(start: Start, tmp_path: Path) -> None:
+    identity = str(uuid.uuid4())
+    child = start(identity)
+    tasks = as_strangers_see_it(tmp_path, child.pid) / "task"
+    threads = list(tasks.iterdir())
+    tasks.unlink()
+    tasks.mkdir()
+    for thread in threads:
+        (tasks / thread.name).symlink_to(f"/proc/{child.pid}/task/{thread.name}")
+    (tasks / "999999999").mkdir()
+    (tmp_path / "stat").write_text("btime 1\n")
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/dev").touch()
+    source = KernelSource(tmp_path)
+    source.find([(identity, 1)])
+    assert source.stats((identity, 1), None)["vcpu.current"] == 2
+
+
 def test_no_file_stays_open(start: Start) -> None:
     identity = str(uuid.uuid4())
     start(identity)
