@@ -28,10 +28,14 @@ class Quarantine:
         key = bytes(document["_id"])
         if key in self._ids:
             return False
-        with open(self.path, "ab") as file:
-            file.write(bson.encode(document))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "ab") as file:
+                file.write(bson.encode(document))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            self._ids = None  # a part of it may be there, which the next one must not follow
+            raise
         self._ids.add(key)
         return True
 

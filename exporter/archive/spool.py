@@ -114,9 +114,10 @@ class Spool:
         crc = zlib.crc32(payload, zlib.crc32(head[_CHECKED_FROM:]))
         frame = b"".join((_FRAME.pack(_FRAME_MAGIC, len(payload), crc, kind, number, samples), payload))
         self._make_room(len(frame), samples)
-        if self._file < 0 or self._segments[-1].size + len(frame) > self._segment_bytes:
-            self._new_segment(number)
-        segment = self._segments[-1]
+        segment = self._segments[-1] if self._file >= 0 else None
+        # One without frames takes a frame of any length: the next one would have its name.
+        if segment is None or (segment.last and segment.size + len(frame) > self._segment_bytes):
+            segment = self._new_segment(number)
         try:
             _write_all(self._file, frame)
         except OSError:
@@ -167,7 +168,7 @@ class Spool:
             self.counts.dropped_samples["spool_full"] += victim.samples
             victim.path.unlink(missing_ok=True)
 
-    def _new_segment(self, number: int) -> None:
+    def _new_segment(self, number: int) -> _Segment:
         path = self.folder / f"{number:016d}{_SUFFIX}"
         self.sync()
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -181,9 +182,11 @@ class Spool:
         if self._file >= 0:
             os.close(self._file)
         self._file = file
+        segment = _Segment(path, number, _SEGMENT_HEADER_BYTES)
         with self._lock:
-            self._segments.append(_Segment(path, number, _SEGMENT_HEADER_BYTES))
+            self._segments.append(segment)
         self._synced = _SEGMENT_HEADER_BYTES, 0, 0
+        return segment
 
     # ---- reading
 

@@ -174,6 +174,7 @@ class Writer:
                 for group in self._groups():
                     self._send(group)
                     sent = True
+                self._announce()
             except _StoppedError:
                 return
             except Exception:  # a bug must not end the archive; the spool keeps everything
@@ -181,7 +182,6 @@ class Writer:
                 self._start_over()
                 self._stopping.wait(self.patience.most_s)
                 continue
-            self._announce()
             if not sent:
                 self._wake.wait(1.0)
                 self._wake.clear()

@@ -5,6 +5,7 @@ After each fault the database is compared with what the test knows it sampled, v
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from uuid import UUID
@@ -17,6 +18,7 @@ from exporter.archive.documents import Host
 from exporter.archive.errors import ArchiveBusyError
 from exporter.archive.faults import Fault
 from exporter.archive.lease import LEASE_S
+from exporter.archive.seen_objects import SeenObjects
 from exporter.config import ArchiveSettings
 from tests.exporter.archive.archive_rig import (
     HOST,
@@ -59,6 +61,25 @@ def test_a_new_guest_is_known_before_its_first_window_ends(archive_server, datab
         assert raw_documents(uri, database_name) == []
         run.drain()
     assert_stored(uri, database_name, run.truth)
+
+
+def test_a_defect_while_a_new_guest_is_noted_does_not_end_the_archive(archive_server, database_name, tmp_path,
+                                                                      monkeypatch):
+    real, failed = SeenObjects.note, []
+
+    def failing(*arguments):
+        if not failed:
+            failed.append(True)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        real(*arguments)
+
+    monkeypatch.setattr(SeenObjects, "note", failing)
+    with rig(tmp_path, uri_of(archive_server), database_name) as run:
+        run.sample(1)
+        wait_until(lambda: failed, "the guests were to be noted")
+        run.sample(6)
+        run.drain()
+    assert_stored(uri_of(archive_server), database_name, run.truth)
 
 
 def test_a_stopped_server_stops_nothing_else(own_server, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 
 import bson
@@ -66,3 +68,22 @@ def test_what_is_put_aside_is_there_once_however_often_it_is_sent(tmp_path):
     again = Quarantine(file)
     assert [again.add(document) for document in (two, {"_id": Binary(b"3")})] == [False, True]
     assert [bytes(document["_id"]) for document in bson.decode_all(file.read_bytes())] == [b"1", b"2", b"3"]
+
+
+def test_what_a_full_disk_took_of_a_document_costs_no_other(tmp_path, monkeypatch):
+    file = tmp_path / "quarantine.bson"
+    one, two = {"_id": Binary(b"1"), "name": "a" * 100}, {"_id": Binary(b"2"), "name": "b"}
+    aside = Quarantine(file)
+    real = os.fsync
+
+    def full(number):
+        os.truncate(number, 50)
+        monkeypatch.setattr(os, "fsync", real)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        aside.add(one)
+    assert [aside.add(document) for document in (two, one)] == [True, True]
+    assert not Quarantine(file).add(two)
+    assert [bytes(document["_id"]) for document in bson.decode_all(file.read_bytes())] == [b"2", b"1"]

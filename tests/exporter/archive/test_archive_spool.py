@@ -186,6 +186,27 @@ def test_what_the_disk_did_not_take_is_appended_again_and_is_there_once(tmp_path
     assert payloads_in(Spool(tmp_path)) == [b"safe", b"one", b"two"]
 
 
+def test_a_frame_larger_than_a_segment_is_appended_again_too(tmp_path, monkeypatch):
+    spool = filled(tmp_path, [b"first"], segment_bytes=100)
+    real, refused = os.fdatasync, []
+
+    def failing(file):
+        if os.readlink(f"/proc/self/fd/{file}").endswith("2.spool") and not refused:
+            refused.append(file)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(file)
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    assert spool.append(SAMPLES, b"x" * 200, 1) == 2
+    with pytest.raises(OSError, match="Input/output"):
+        spool.sync()
+    assert [spool.append(SAMPLES, payload, 1) for payload in (b"x" * 200, b"third")] == [2, 3]
+    spool.sync()
+    assert payloads_in(spool) == [b"first", b"x" * 200, b"third"]
+    spool.close()
+    assert payloads_in(Spool(tmp_path)) == [b"first", b"x" * 200, b"third"]
+
+
 def test_a_segment_that_cannot_be_ended_safely_is_not_left_behind(tmp_path, monkeypatch):
     spool = filled(tmp_path, [b"a" * 2000], limit_bytes=1 << 20, segment_bytes=4096)
     spool.append(SAMPLES, b"b" * 1900, 1)
