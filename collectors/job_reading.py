@@ -107,7 +107,7 @@ class JobSource:
             if every:
                 self._ended = {d.uuid: d for d in all_domains(session, scope) if d.id < 0}
             self._ended = {uuid: d for uuid, d in self._ended.items() if uuid not in running | without}
-            for uuid in doubtful - running - self._ended.keys():
+            for uuid in doubtful - running:
                 self._look_whether_ended(session, scope, uuid)
         except (libvirt.libvirtError, ConnectionDownError):
             with self._lock:
@@ -118,10 +118,11 @@ class JobSource:
         domain = lookup(session, uuid)
         name = cut(domain.name()) if domain is not None else ""
         if domain is None or not scope.wants(uuid, name):
+            self._ended.pop(uuid, None)
             with self._lock:
                 self._touched.discard(uuid)
         elif not domain.isActive():  # else it was started since the last sample
-            self._ended[uuid] = RunningDomain(uuid, -1, name)
+            self._ended[uuid] = RunningDomain(uuid, -1, name)  # where it was there: its name may be another one
 
     def read(self, session: Session, part: object) -> Iterable[Record]:
         assert isinstance(part, RunningDomain)

@@ -256,6 +256,7 @@ def test_a_domain_that_is_off_costs_one_look_at_its_last_job(hypervisor: Private
 def test_a_job_that_ended_its_guest_is_found_whatever_the_last_sample_knew(hypervisor: PrivateHypervisor) -> None:
     """An event comes at once, while a sample may be fifteen seconds old."""
     calls: Counter[str] = Counter()
+    (hypervisor.folder / "images/halt.rom").write_bytes(firmware())
     writer = libvirt.open(hypervisor.uri)
     domain = writer.defineXML(domain_xml(hypervisor, 91, "qemu"))
     session = Session(CountingOpener(hypervisor.read_only_uri, calls))
@@ -278,6 +279,11 @@ def test_a_job_that_ended_its_guest_is_found_whatever_the_last_sample_knew(hyper
             look(source, session, Scope())
         assert calls == {}  # neither it nor anything else that is off is asked again
         domain.managedSaveRemove(0)
+        domain.rename("renamed-after-its-save")
+        source.invalidate(uuid)
+        part, = (part for part in source.parts(session, Scope()) if part.uuid == uuid)
+        record, = source.read(session, part)
+        assert dict(record.subject.labels)["domain"] == "renamed-after-its-save"
         domain.undefine()
         source.invalidate(uuid)
         look(source, session, Scope())
