@@ -207,7 +207,10 @@ class HistoryApi:
                 future.set_exception(error)
 
         future.add_done_callback(leave)
-        Thread(target=run, name="history", daemon=True).start()
+        try:
+            Thread(target=run, name="history", daemon=True).start()
+        except RuntimeError as error:  # the machine gives no more threads
+            future.set_exception(error)
         return await asyncio.wrap_future(future)
 
 

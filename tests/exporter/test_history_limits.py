@@ -84,3 +84,18 @@ def test_reads_that_were_given_up_keep_their_places(api: Api, silent: Silent) ->
     # The places are free again: others reach the database, and hear of its failure.
     assert api.status() == 503
     assert silent.asked > MOST_AT_ONCE
+
+
+def test_a_thread_that_the_machine_refuses_keeps_no_place(
+    api: Api, silent: Silent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent.release.set()
+
+    def refused(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("exporter.history_api.Thread.start", refused)
+        assert {api.status() for _ in range(MOST_AT_ONCE)} == {500}
+    assert api.status() == 503
+    assert silent.asked == 1
