@@ -117,9 +117,9 @@ def distinct_destinations(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _SECRET_OPTION = re.compile(r"((?:password|session_token)[=:])[^&,\s]+", re.IGNORECASE)
-# A MongoDB password may hold an unescaped slash by mistake; with other URIs, what follows one is a path. Nothing here
-# looks further than a password is long: logs bring texts that others wrote.
-_USER_INFO = re.compile(r"(mongodb(?:\+srv)?://[^:@/\s]{0,256}:)[^@\s]{0,512}@|(://[^:@/\s]{0,256}:)[^@/\s]{0,512}@")
+# A MongoDB password may hold an unescaped slash by mistake; with other URIs, what follows one is a path. Where no slash
+# ends the search, it ends some way on: logs bring texts that others wrote.
+_USER_INFO = re.compile(r"(mongodb(?:\+srv)?://[^:@/\s]*:)[^@\s]{0,1024}@|(://[^:@/\s]*:)[^@/\s]*@")
 _ARCHIVE_FORM = "write embedded, or a URI like mongodb://user@host:27017/?authSource=admin"
 
 

@@ -52,6 +52,13 @@ def test_a_password_in_a_flag_is_refused_and_not_shown():
     assert load({"archive.uri": "mongodb://root@h/"}).archive.uri == "mongodb://root@h/"
 
 
+@pytest.mark.parametrize("scheme", ["mongodb", "mongodb+srv", "qemu+tcp"])
+@pytest.mark.parametrize("user", ["u", "", "long" * 200])
+def test_a_long_password_is_one_too(scheme, user):
+    shown = mask_passwords(f"cannot reach {scheme}://{user}:{'s3cr' * 500}@h:1/x: refused")
+    assert shown == f"cannot reach {scheme}://{user}:***@h:1/x: refused"
+
+
 def test_passwords_are_masked_wherever_settings_are_shown():
     settings = load(environ={"VIRTGAUGE_ARCHIVE_URI": SECRET_URI, "VIRTGAUGE_ARCHIVE_PASSWORD": "other5"})
     for text in (effective_settings(settings), repr(address_of(settings.archive)),
