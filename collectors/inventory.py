@@ -1,4 +1,4 @@
-"""The inventory: what each running domain is made of, from its XML; read once and again after an event.
+"""The inventory: what each domain is made of, from its XML; read once and again after an event.
 
 One XML costs libvirtd 0.2 ms and no monitor command, but most of it never changes while a domain runs.
 """
@@ -37,7 +37,7 @@ _ALL = "its info and limit series are absent"
 _OWNER = "the labels that this concerns are empty"
 
 Key = tuple[str, int]
-"""A running domain: (uuid, id).  A restart gives another id, thus another key; -1 is the id of one that is off."""
+"""A domain: (uuid, id).  A restart gives another id, thus another key; -1 is the id of one that is off."""
 
 
 _BYTES = {"total": "bytes read and written", "read": "bytes read", "write": "bytes written"}
@@ -96,7 +96,7 @@ class _Entry:
 
 
 class Inventory:
-    """Cache of the running domains' Definitions and their constant series.  Any thread, unless a method says.
+    """Cache of the domains' Definitions and their constant series.  Any thread, unless a method says.
 
     Each invalidation counts an epoch up and marks what it concerns with it.  An entry is good if it was read at
     an epoch not below its marks, so that an event that comes while the XML is on its way is not lost; and, of a
@@ -124,7 +124,7 @@ class Inventory:
 
     @property
     def failures(self) -> int:
-        """Running domains whose XML could not be read in full the last time, of those wanted last."""
+        """Domains whose XML could not be read in full the last time, of those wanted last."""
         with self._lock:
             return len(self._repeats)
 
@@ -164,9 +164,9 @@ class Inventory:
     def refresh(self, session: Session, wanted: Iterable[Key]) -> None:
         """Read the XML of what is wanted and unknown or invalidated; forget what is not wanted.
 
-        ``wanted`` are all running domains of the target; what another lane is reading is left to it.  Runs in the
-        thread of the session's lane.  Raises ConnectionDownError and, if the connection died or the domains cannot
-        be listed, libvirtError; any other failure costs only its domain's series.
+        ``wanted`` are all running domains of the target, and those that are off where ``inactive``; what another lane
+        is reading is left to it.  Runs in the thread of the session's lane.  Raises ConnectionDownError and, if the
+        connection died or the domains cannot be listed, libvirtError; any other failure costs only its domain's series.
         """
         keys = frozenset(wanted)
         claimed, epoch = self._claim(keys)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 REASONS = {
-    "bad_request": "not HTTP, or a head that is too large",
+    "bad_request": "not HTTP, of unclear length, or a head that is too large",
     "basic_auth": "basic authentication failed or was missing (401)",
     "body": "the request's body was too large (413)",
     "busy": "too many requests at the same time (503)",

@@ -2,7 +2,7 @@
 
 It is never imported, since its licence is GPL-2.0-only: it is a program that is started and spoken to over TCP.  A
 thread starts it, watches it and starts it again; the kernel ends it with this process, however that ends.  The
-folder belongs to one virtgauge at a time, which the archive's lock sees to.
+folder belongs to one virtgauge at a time, which a lock in it sees to.
 """
 
 from __future__ import annotations
