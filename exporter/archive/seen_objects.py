@@ -48,7 +48,8 @@ class SeenObjects:
         for host in hosts.values():
             update: dict[str, Any] = {"$set": {"name": host.name, "version": VERSION}, **_times(at_ms)}
             opened[HOSTS].update_one({"_id": binary_uuid(host.uuid)}, update, upsert=True)
-        self._seen.update(seen)
+        # What was noted longer ago is noted anew where it is there still: the gone need not be remembered.
+        self._seen = {key: noted for key, noted in (self._seen | seen).items() if 0 <= at_ms - noted[1] < SEEN_AGAIN_MS}
 
 
 def _times(at_ms: int) -> dict[str, Any]:

@@ -63,6 +63,20 @@ def test_a_new_guest_is_known_before_its_first_window_ends(archive_server, datab
     assert_stored(uri, database_name, run.truth)
 
 
+def test_guests_that_are_gone_are_not_remembered(archive_server, database_name, tmp_path):
+    uri = uri_of(archive_server)
+    with MongoClient(uri) as client, rig(tmp_path, uri, database_name) as run:
+        run.sample(7)
+        del run.guests.stats[0]
+        run.clock_s += 3600
+        run.monotonic_s += 3600
+        run.sample(7)
+        run.drain()
+        assert len(run.archive.writer._objects._seen) == 2
+        assert client[database_name].objects.count_documents({}) == 3
+    assert_stored(uri, database_name, run.truth)
+
+
 def test_a_defect_while_a_new_guest_is_noted_does_not_end_the_archive(archive_server, database_name, tmp_path,
                                                                       monkeypatch):
     real, failed = SeenObjects.note, []
