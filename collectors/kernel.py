@@ -172,6 +172,14 @@ class KernelSource:
 
     def _find_vcpus(self, process: _Process) -> None:
         """The vCPU threads as they are now; a hot-plugged vCPU is a new thread."""
+        with contextlib.ExitStack() as opened:
+            process.vcpus = self._vcpus_now(process, opened)
+            opened.pop_all()
+        process.keys = tuple(
+            f"vcpu.{vcpu.number}.{word}" for vcpu in process.vcpus for word in _VCPU_WORDS)
+
+    def _vcpus_now(self, process: _Process, opened: contextlib.ExitStack) -> list[_Vcpu]:
+        """``opened`` closes the files of new ones, should a later one fail."""
         known = {vcpu.number: vcpu for vcpu in process.vcpus}
         present: list[_Vcpu] = []
         tasks, ended = self._proc / str(process.pid) / "task", ""
@@ -184,15 +192,14 @@ class KernelSource:
             if match:
                 number = int(match.group(1))
                 vcpu = known.pop(number, None)
-                present.append(vcpu or _Vcpu(number, _open(tasks / task / "schedstat"), _open(tasks / task / "stat")))
+                present.append(vcpu or _Vcpu(
+                    number, _open(tasks / task / "schedstat", opened), _open(tasks / task / "stat", opened)))
         if ended and known:  # it may be a vCPU of a process that is ending
             raise ValueError(f"its thread {ended} ended while they were listed")
         for vcpu in known.values():
             os.close(vcpu.schedstat)
             os.close(vcpu.stat)
-        process.vcpus = sorted(present, key=lambda vcpu: vcpu.number)
-        process.keys = tuple(
-            f"vcpu.{vcpu.number}.{word}" for vcpu in process.vcpus for word in _VCPU_WORDS)
+        return sorted(present, key=lambda vcpu: vcpu.number)
 
     def _boot_time_s(self) -> float:
         if self._boot_s is None:
@@ -276,8 +283,11 @@ def definition_stats(definition: Definition) -> dict[str, Value]:
     return stats
 
 
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _open(path: Path, opened: contextlib.ExitStack | None = None) -> int:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if opened is not None:
+        opened.callback(os.close, file)
+    return file
 
 
 def _fields(file: int) -> list[bytes]:

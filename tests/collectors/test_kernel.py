@@ -217,22 +217,41 @@ def test_domains_of_one_network_share_a_reading_that_ends_with_them(start: Start
     assert received(keys[2], 3) == 3
 
 
-def test_a_thread_that_ends_while_it_is_listed_costs_nothing(start: Start, tmp_path: Path) -> None:
-    identity = str(uuid.uuid4())
-    child = start(identity)
-    tasks = as_strangers_see_it(tmp_path, child.pid) / "task"
+def with_one_more_thread(proc: Path, pid: int) -> Path:
+    """``as_strangers_see_it``, with the folder of a thread in which no file is left; that folder."""
+    tasks = as_strangers_see_it(proc, pid) / "task"
     threads = list(tasks.iterdir())
     tasks.unlink()
     tasks.mkdir()
     for thread in threads:
-        (tasks / thread.name).symlink_to(f"/proc/{child.pid}/task/{thread.name}")
+        (tasks / thread.name).symlink_to(f"/proc/{pid}/task/{thread.name}")
+    (proc / "stat").write_text("btime 1\n")
     (tasks / "999999999").mkdir()
-    (tmp_path / "stat").write_text("btime 1\n")
+    return tasks / "999999999"
+
+
+def test_a_thread_that_ends_while_it_is_listed_costs_nothing(start: Start, tmp_path: Path) -> None:
+    identity = str(uuid.uuid4())
+    with_one_more_thread(tmp_path, start(identity).pid)
     (tmp_path / "net").mkdir()
     (tmp_path / "net/dev").touch()
     source = KernelSource(tmp_path)
     source.find([(identity, 1)])
     assert source.stats((identity, 1), None)["vcpu.current"] == 2
+
+
+def test_no_file_stays_open_of_a_process_that_cannot_be_read_in_full(start: Start, tmp_path: Path) -> None:
+    identity = str(uuid.uuid4())
+    thread = with_one_more_thread(tmp_path, start(identity).pid)
+    (thread / "comm").write_text("CPU 7/KVM\n")
+    (thread / "schedstat").touch()
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/dev").touch()
+    before = os.listdir("/proc/self/fd")
+    source = KernelSource(tmp_path)
+    source.find([(identity, 1)])
+    assert not source.serves((identity, 1))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_no_file_stays_open(start: Start) -> None:
