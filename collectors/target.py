@@ -2,7 +2,8 @@
 
 A request gets a sample no older than ``max_age_s``; requests that arrive while one is being taken share it, and
 the nearest of their deadlines is the sampling's.  A sample is recorded (it feeds rates and the archive) when at
-least 0.8 of the interval has passed since the last recorded one; a timer samples only when nobody asked.
+least 0.8 of the interval has passed since the last recorded one; a timer samples only when nobody asked, so that a
+scraper of the same interval costs no sampling but its own, whatever its phase.
 """
 
 from __future__ import annotations
@@ -25,7 +26,18 @@ log = logging.getLogger(__name__)
 
 RECORD_AFTER = 0.8
 """Share of the interval after which a sample is recorded: a scrape a little early must still count."""
+AFTER_REQUEST = 1.1
+"""Intervals after a sample that somebody asked for until the timer takes one: the next scrape may be a little late.
+
+Counted from the last recorded one alone, timer and scraper would both sample for good, since a scrape soon after the
+timer is not recorded and leaves the timer's next turn where it is.
+"""
 _TIMER_BUDGET_S = 10.0
+
+
+def timer_due_s(recorded_s: float, asked_s: float, interval_s: float) -> float:
+    """When the timer samples: by the monotonic times of the last recorded and the last requested sample."""
+    return max(recorded_s + interval_s, asked_s + AFTER_REQUEST * interval_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +66,7 @@ class Target:
         self._rates: Floats = np.empty(0)  # of the last recorded pair,
         self._rates_plan: Plan = builder.plan  # and whose rows they are
         self._carried: tuple[Plan, Floats] = (self._rates_plan, self._rates)  # the same for the last sample's rows
+        self._asked_s = float("-inf")  # when the last sample that somebody asked for was whole
         self._stopping = False
         self._answered = False
         self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
@@ -107,7 +120,7 @@ class Target:
                 next_timer_s = time.monotonic() + self._interval_s
                 continue
             recorded_s = self._recorded.ended_s if self._recorded else view.batch.ended_s
-            next_timer_s = recorded_s + self._interval_s
+            next_timer_s = timer_due_s(recorded_s, self._asked_s, self._interval_s)
             if next_timer_s <= time.monotonic():
                 next_timer_s = time.monotonic() + self._interval_s
 
@@ -121,6 +134,8 @@ class Target:
             self._view = view
             waiting, self._waiting = self._waiting, []
             self._deadline_s = float("inf")
+        if waiting:
+            self._asked_s = batch.ended_s
         for _, future in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_result(view)

@@ -46,7 +46,8 @@ from exporter.control.startup import control_folders, recover
 from exporter.page import process_registry
 from exporter.refusals import Refusals
 from exporter.server import front_of, listening_sockets, serve_sockets
-from exporter.tokens import Principal, TokenFile, mask_tokens
+from exporter.token_form import mask_tokens
+from exporter.tokens import Principal, TokenFile
 
 if TYPE_CHECKING:
     from exporter.archive.trail_archive import TrailArchive

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from exporter.setting_types import mask_passwords
-from exporter.tokens import mask_tokens
+from exporter.token_form import mask_tokens
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 _LEVEL_NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn", logging.ERROR: "error"}

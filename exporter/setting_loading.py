@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -75,6 +74,8 @@ def default_state_directory(environ: Mapping[str, str], is_root: bool) -> Path:
 
 def effective_settings(settings: Settings) -> str:
     """The settings as YAML that `--config.file` reads again, secrets masked."""
+    import yaml  # only for this; see setting_sources
+
     tree: dict[str, Any] = _plain_section(settings)
     tree.pop("config", None)
     tree["collector"] |= settings.collector.known

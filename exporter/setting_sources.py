@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from exporter.errors import SettingsError
 from exporter.nearest import nearest
 from exporter.setting_catalogue import ENVIRONMENT_PREFIX, Setting
-from exporter.strict_yaml import StrictLoader
 
 _SWITCH_WORDS = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
 
@@ -54,6 +51,11 @@ def read_file(path: Path, known: Mapping[str, Setting], problems: list[str]) -> 
 
 
 def _load_yaml(path: Path) -> object:
+    # Only where there is a file: the reader is a MiB that an exporter without one does not need.
+    import yaml
+
+    from exporter.strict_yaml import StrictLoader
+
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -20,7 +20,6 @@ import hashlib
 import hmac
 import logging
 import os
-import re
 import secrets
 import stat
 from collections import Counter
@@ -37,10 +36,10 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 from exporter.errors import SettingsError
 from exporter.strict_yaml import StrictLoader
+from exporter.token_form import PREFIX, TOKEN
 
 _log = logging.getLogger(__name__)
 
-PREFIX = "vgt"
 # Thousands of tokens; a bigger file is a mistake, and would be read again at each change.
 _MOST_BYTES = 1024 * 1024
 _LONGEST_HEADER = 512
@@ -209,20 +208,11 @@ class TokenFile:
         return self._tokens
 
 
-_TOKEN = re.compile(rf"{PREFIX}_[0-9a-f]{{12}}_[A-Za-z0-9_-]{{20,128}}")
-_TOKEN_SECRET = re.compile(rf"({PREFIX}_[0-9a-f]{{12}}_)[A-Za-z0-9_-]{{20,}}")
-
-
-def mask_tokens(text: str) -> str:
-    """`text` with the secrets of tokens as ***; their ids stay. For what strangers put where no token belongs."""
-    return _TOKEN_SECRET.sub(r"\1***", text)
-
-
 def _bearer_token(header: str | None) -> str | None:
     if header is None or len(header) > _LONGEST_HEADER:
         return None
     scheme, _, text = header.strip().partition(" ")
-    return text.strip() if scheme.lower() == "bearer" and _TOKEN.fullmatch(text.strip()) else None
+    return text.strip() if scheme.lower() == "bearer" and TOKEN.fullmatch(text.strip()) else None
 
 
 def _sha256(text: str) -> str:

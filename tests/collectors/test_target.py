@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from collectors.snapshot import Snapshot
-from collectors.target import Target
+from collectors.target import RECORD_AFTER, Target, timer_due_s
 from tests.samples import builder, record, series, snapshot
 
 INTERVAL_S = 100.0
@@ -86,3 +86,37 @@ def test_no_rate_outlives_what_it_is_of(page: Page) -> None:
     assert page.down(1103) == {}
     assert page.rates(1104, vda=100) == {}  # libvirt was away
     assert page.rates(1200, vda=200) == {CORES: 0.5, reads("vda"): 1}
+
+
+def samplings(scrapes_s: list[float], until_s: float) -> tuple[int, float]:
+    """How many samplings there are, timer's and scrapes', and the longest time between two recorded ones."""
+    scrapes = [*scrapes_s, float("inf")]
+    recorded_s, asked_s, count, longest_s = 0.0, float("-inf"), 1, 0.0
+    while (now_s := min(scrapes[0], timer_due_s(recorded_s, asked_s, INTERVAL_S))) < until_s:
+        count += 1
+        if now_s == scrapes[0]:
+            asked_s = scrapes.pop(0)
+        if now_s - recorded_s >= RECORD_AFTER * INTERVAL_S:
+            longest_s, recorded_s = max(longest_s, now_s - recorded_s), now_s
+    return count, longest_s
+
+
+@pytest.mark.parametrize("phase", range(0, 100, 5))
+@pytest.mark.parametrize("late", [0, 5])
+def test_a_scraper_of_the_same_interval_costs_its_own_samplings_only(phase: int, late: int) -> None:
+    scrapes_s = [phase + number * INTERVAL_S + late * (number % 2) for number in range(1, 41)]
+    count, longest_s = samplings(scrapes_s, 41 * INTERVAL_S)
+    assert count <= 41 + 2
+    assert longest_s < 2 * INTERVAL_S
+
+
+@pytest.mark.parametrize("every", [30.0, 100.0, 200.0, 400.0, 1000.0])
+def test_recorded_samples_keep_the_interval_whoever_asks(every: float) -> None:
+    scrapes_s = [37 + number * every for number in range(int(4000 / every))]
+    count, longest_s = samplings(scrapes_s, 4000)
+    assert count <= 4000 / min(every, INTERVAL_S) * 1.5 + 2
+    assert longest_s < 2 * INTERVAL_S
+
+
+def test_without_a_scraper_the_timer_keeps_the_interval() -> None:
+    assert samplings([], 10 * INTERVAL_S) == (10, INTERVAL_S)
