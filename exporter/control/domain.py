@@ -163,7 +163,7 @@ def existing_domain(session: Session, name: str, uuid: str | None) -> Any:
     for look, word in ((connection.lookupByUUIDString, uuid), (connection.lookupByName, name)):
         if word:
             try:
-                return look(word)
+                return _looked_up(look, word)
             except libvirt.libvirtError as error:
                 if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
                     raise
