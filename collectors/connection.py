@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import libvirt
 
+from .last_error import keep_errors
 from .support import Support, Unsupported
 
 KEEPALIVE_INTERVAL_S = 5
@@ -40,17 +41,13 @@ def start_event_loop() -> None:
     with _loop_lock:
         if _loop_threads:
             return
-        libvirt.registerErrorHandler(_quiet, None)  # the default one prints each error to stderr
+        keep_errors()
         libvirt.virEventRegisterDefaultImpl()
         # libvirt polls only what is registered; a timer keeps the loop turning when there is nothing else.
         libvirt.virEventAddTimeout(1000, _tick, None)
         thread = threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True)
         _loop_threads.append(thread)
         thread.start()
-
-
-def _quiet(_context: object, _error: object) -> None:
-    """libvirt's errors reach us as exceptions."""
 
 
 def _tick(_timer: int, _opaque: object) -> None:

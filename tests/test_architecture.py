@@ -20,7 +20,7 @@ LIBVIRT = (
     "collectors/liveness.py", "collectors/periodic.py",
     "collectors/inventory.py", "collectors/events.py", "collectors/host.py", "collectors/storage.py",
     "collectors/virtual_networks.py", "collectors/job_reading.py", "collectors/domain_lists.py",
-    "collectors/support.py",
+    "collectors/support.py", "collectors/last_error.py",
     "collectors/per_domain.py", "collectors/agent_reading.py", "exporter/control/", "exporter/demonstration/")
 PROMETHEUS_CLIENT = ("exporter/exposition.py", "exporter/page.py", "exporter/server.py", "exporter/control/",
                      "exporter/control_service.py")

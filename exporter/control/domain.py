@@ -135,26 +135,12 @@ def _matches(connection: Any, reference: str) -> Iterator[Any]:
         if way == "id" and not (word.isdecimal() and word.isascii() and len(word) < 10):
             continue
         try:
-            yield _looked_up(lookups[way], word)
+            yield lookups[way](word)
         except ValueError:
             continue
         except libvirt.libvirtError as error:
             if error.get_error_code() not in _MISSING:
                 raise
-
-
-def _looked_up(look: Callable[[str], Any], word: str) -> Any:
-    """What `look` gives; asked again where libvirt's words are lost.
-
-    A handle that Python frees between the failing call and its exception resets the thread's last error, and with it
-    the code that tells "not there" from a defect.
-    """
-    try:
-        return look(word)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() is not None:
-            raise
-        return look(word)
 
 
 def existing_domain(session: Session, name: str, uuid: str | None) -> Any:
@@ -163,7 +149,7 @@ def existing_domain(session: Session, name: str, uuid: str | None) -> Any:
     for look, word in ((connection.lookupByUUIDString, uuid), (connection.lookupByName, name)):
         if word:
             try:
-                return _looked_up(look, word)
+                return look(word)
             except libvirt.libvirtError as error:
                 if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
                     raise

@@ -78,6 +78,8 @@ class Migrate(DomainOperation[MigrateParameters]):
         before = live_state(call.subject.handle)
         call.intent({"destination": destination.name, "was": before})
         call.details["destination"] = destination.name
+        aborted = migration_job.abort_mark(call.folders, str(call.subject.uuid))
+        aborted.unlink(missing_ok=True)  # of an earlier one
         with destination.connection() as there:
             watch = Watch(call, parameters, there)
             # Measured on libvirt 9.0: set on a running guest, before any job, it holds for the next migration.
@@ -88,6 +90,8 @@ class Migrate(DomainOperation[MigrateParameters]):
                     self._migrate(call, parameters, destination, there)
             except libvirt.libvirtError as error:
                 raise self._failed(call, destination, watch, error) from error
+            finally:
+                aborted.unlink(missing_ok=True)
             call.details.update(_statistics(there, str(call.subject.uuid), watch))
 
     def _migrate(self, call: Call, parameters: MigrateParameters, destination: Destination, there: Any) -> None:
@@ -121,7 +125,8 @@ class Migrate(DomainOperation[MigrateParameters]):
                 outcome_unknown=not sides.runs_here,
             )
         failed = from_libvirt(error, doing)
-        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_ABORTED:
+        asked_for = migration_job.abort_mark(call.folders, uuid).exists()
+        if asked_for or error.get_error_code() == libvirt.VIR_ERR_OPERATION_ABORTED:
             failed.cause, failed.next_step = f"{doing} was aborted", "ask again when it may go on"
         return type(failed)(
             f"{failed.cause}; {sides.told()}",

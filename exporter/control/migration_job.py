@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import libvirt
@@ -15,6 +16,7 @@ from pydantic import Field, model_validator
 from exporter.control.connection import Session
 from exporter.control.domain import DomainOperation, domain_state, find_domain
 from exporter.control.errors import RefusedError, TimedOutError
+from exporter.control.folders import Folders
 from exporter.control.migration_progress import job_facts, outgoing_job
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Role, State, Subject
 
@@ -27,6 +29,14 @@ def is_migrating(connection: Any, uuid: str) -> bool:
         return outgoing_job(connection.lookupByUUIDString(uuid)) is not None
     except libvirt.libvirtError:
         return False
+
+
+def abort_mark(folders: Folders, uuid: str) -> Path:
+    """The file that says an abort was asked for, to the process that migrates, which may be another one.
+
+    libvirt does not always: cut off in a write, QEMU may call its aborted migration a broken pipe.
+    """
+    return folders.private(folders.locks) / f"migration-{uuid}.aborted"
 
 
 class _MigrationOperation(DomainOperation[P]):
@@ -66,6 +76,8 @@ class MigrateAbort(_MigrationOperation[NoParameters]):
         return Plan(state=self.state(call, parameters), steps=["abort the migration"], nothing_to_do=idle)
 
     def act(self, call: Call, parameters: NoParameters) -> None:
+        with contextlib.suppress(OSError):  # the abort matters more than how it is told of
+            abort_mark(call.folders, str(call.subject.uuid)).touch(mode=0o600)
         try:
             call.subject.handle.abortJob()
         except libvirt.libvirtError as error:

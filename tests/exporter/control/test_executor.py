@@ -11,7 +11,6 @@ import sys
 import textwrap
 import threading
 
-import libvirt
 import pytest
 
 from exporter.control import lookup, power
@@ -19,7 +18,7 @@ from exporter.control.api_running import Runner
 from exporter.control.audit import Trail, TrailDamagedError
 from exporter.control.connection import Session, SessionPool
 from exporter.control.control_metrics import ControlMetrics
-from exporter.control.domain import DomainOperation, _looked_up, find_domain
+from exporter.control.domain import DomainOperation, find_domain
 from exporter.control.errors import (
     BusyError,
     InvalidError,
@@ -364,18 +363,3 @@ def test_writers_at_once_make_one_chain(tmp_path):
     for thread in threads:
         thread.join()
     assert trail.verify() == 100
-
-
-def test_a_look_up_whose_error_lost_its_code_is_asked_again() -> None:
-    """As it is where a handle is freed between libvirt's failing call and the exception."""
-    asked: list[str] = []
-
-    def look(word: str) -> str:
-        asked.append(word)
-        if len(asked) == 1:
-            libvirt.openReadOnly("test:///default").close()  # a call that succeeds leaves no last error
-            raise libvirt.libvirtError("lost")
-        return word
-
-    assert _looked_up(look, "web1") == "web1"
-    assert asked == ["web1", "web1"]

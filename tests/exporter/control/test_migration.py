@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from types import SimpleNamespace
 
 import libvirt
 import pytest
@@ -12,8 +13,10 @@ from pydantic import ValidationError
 
 from exporter.config import ControlSettings
 from exporter.control import destinations as places
+from exporter.control import migration, migration_job
 from exporter.control.destinations import Destination, destination_named, destinations
 from exporter.control.errors import NotFoundError, RefusedError, UnreachableError
+from exporter.control.folders import Folders
 from exporter.control.migration_disks import check_disks, copied_targets, file_system_of, guest_disks
 from exporter.control.migration_parameters import MigrateParameters, migration_flags, typed_parameters
 from exporter.control.migration_progress import job_facts, progress_of
@@ -215,3 +218,29 @@ ABSENT = {"state": "absent"}
 def test_where_it_runs_is_never_guessed(here, there, one, told):
     sides = Sides(here, there, "kvm2")
     assert (sides.exactly_one, sides.told()) == (one, told)
+
+
+def broken_pipe(monkeypatch, tmp_path, mark):
+    """The ControlError of a migration that QEMU calls a broken pipe, with or without an abort of ours."""
+    monkeypatch.setattr(migration, "look_at_both", lambda *_where: Sides(RUNS, ABSENT, "kvm2"))
+    uuid = "0e5e1f4a-6d0e-4b9b-9a5c-7d2b7a1c3e55"
+    call = SimpleNamespace(
+        subject=SimpleNamespace(name="web1", uuid=uuid), folders=Folders(tmp_path), session=None
+    )  # fmt: skip
+    error = libvirt.libvirtError("job 'migration out' failed: Unable to write to socket: Broken pipe")
+    error.err = (libvirt.VIR_ERR_OPERATION_FAILED, libvirt.VIR_FROM_QEMU, str(error), 2, "", "", "", -1, -1)
+    if mark:
+        migration_job.abort_mark(call.folders, uuid).touch()
+    watch = SimpleNamespace(paused=False, destination_lost=False, stopped=None)
+    return migration.Migrate()._failed(call, Destination("kvm2", "qemu+tls://kvm2/system", ""), watch, error)
+
+
+def test_what_was_aborted_is_said_to_be_whatever_qemu_calls_it(monkeypatch, tmp_path):
+    aborted = broken_pipe(monkeypatch, tmp_path, mark=True)
+    assert str(aborted).startswith("migration of domain web1 to kvm2 was aborted; it is running here (")
+    assert "Broken pipe" in str(aborted)
+
+
+def test_what_broke_by_itself_was_not_aborted(monkeypatch, tmp_path):
+    broken = broken_pipe(monkeypatch, tmp_path, mark=False)
+    assert str(broken).startswith("migration of domain web1 to kvm2 failed; it is running here (")
