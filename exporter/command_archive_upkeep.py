@@ -65,6 +65,7 @@ def _opened(values: dict[str, str | None]) -> Iterator[tuple[Settings, Database]
 
 def _status(**values: str | None) -> None:
     from exporter.archive.inspection import status
+    from exporter.archive.quarantine import FILE_NAME, limit_of
 
     with _opened(values) as (settings, database):
         found = status(database, settings.state.directory)
@@ -78,6 +79,10 @@ def _status(**values: str | None) -> None:
         click.echo(f"spool      none in {settings.state.directory}")
     else:
         click.echo(f"spool      {found.spool_bytes} bytes, acknowledged up to frame {found.spool_acknowledged or 0}")
+    documents, size = found.refused
+    if documents:
+        click.echo(f"refused    {documents} documents by the database for good: {size} bytes of at most "
+                   f"{limit_of(settings.archive.spool.limit)} in {FILE_NAME} of the spool; more are not kept")
 
 
 def _verify(**values: str | None) -> None:

@@ -21,12 +21,16 @@ from exporter.archive.documents import (
     milliseconds,
     partition_span,
 )
+from exporter.archive.quarantine import kept_in
 from exporter.archive.rollups import DAY_MS, HOUR_MS, roll_up_day, roll_up_hour
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """``partitions``: (name, begin, end) in order of name; ``spool_bytes`` None where there is no spool here."""
+    """``partitions``: (name, begin, end) in order of name; ``spool_bytes`` None where there is no spool here.
+
+    ``refused``: (documents, bytes) that are put aside beside the spool, since the database refuses them for good.
+    """
 
     schema: int | None
     partitions: list[tuple[str, datetime, datetime]]
@@ -34,6 +38,7 @@ class Status:
     objects: int
     spool_bytes: int | None
     spool_acknowledged: int | None
+    refused: tuple[int, int]
 
 
 def status(database: Database, state: Path) -> Status:
@@ -44,7 +49,7 @@ def status(database: Database, state: Path) -> Status:
     folder = state / "archive" / "spool"
     size = sum(path.stat().st_size for path in folder.glob("*.spool")) if folder.is_dir() else None
     return Status(meta["version"] if meta else None, partitions, list(database[HOSTS].find()),
-                  sum(1 for _ in database[OBJECTS].find({}, {"_id": 1})), size, _acknowledged(folder))
+                  sum(1 for _ in database[OBJECTS].find({}, {"_id": 1})), size, _acknowledged(folder), kept_in(folder))
 
 
 def _acknowledged(folder: Path) -> int | None:

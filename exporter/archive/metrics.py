@@ -51,6 +51,9 @@ ARCHIVE = Collector(
         _own("quarantined", "quarantined_documents_total",
              "Documents the database refuses for good, put aside in the spool's folder (archive.writer, documents).",
              Kind.COUNTER),
+        _own("discarded", "discarded_documents_total",
+             "Documents the database refuses for good that were not put aside, since those before them take an eighth "
+             "of archive.spool.limit (archive.writer, documents).", Kind.COUNTER),
         *_each_fault("retries", "retries_total", "Attempts to write that failed, by fault (archive.writer, attempts).",
                      Kind.COUNTER),
         *_each_fault("fault", "fault", "1 while the database takes no samples for this reason, else 0 "
@@ -69,7 +72,7 @@ def own_record(spool: Spool, writer: Writer, sampled_at_s: float, wall_clock: Ca
         "archive.spooled": spool.counts.spooled_samples, "archive.stored": counts.samples,
         "archive.damaged": spool.counts.damaged_stretches, "archive.batches": counts.batches,
         "archive.documents": counts.documents, "archive.duplicates": counts.duplicates,
-        "archive.quarantined": counts.quarantined}
+        "archive.quarantined": counts.quarantined, "archive.discarded": counts.discarded}
     for reason in _DROPS:
         stats[f"archive.dropped.{reason}"] = spool.counts.dropped_samples.get(reason, 0)
     for fault in Fault:

@@ -62,13 +62,14 @@ def roll_up_hour(database: Database, host: UUID, hour_ms: int, compress: bool = 
     """
     since, until = moment(hour_ms - 2 * LONGEST_WINDOW_MS), moment(hour_ms + HOUR_MS)
     names = RAW.collections(database.list_collection_names(), since, until)
+    target = _Target(database, FIVE_MINUTES, hour_ms, compress)
     count = 0
     for uuid in _objects(database, host, hour_ms, hour_ms + HOUR_MS):
         found: dict[tuple[str, bytes], list[Document]] = {}
         for document in _find(database, names, host, uuid, since, until):
             found.setdefault((document["kind"], bytes(document["uuid"].bytes)), []).append(document)
         points = (_points(_samples(documents), hour_ms) for documents in found.values())
-        count += _store(database, FIVE_MINUTES, hour_ms, [each for each in points if each is not None], compress)
+        count += target.store([each for each in points if each is not None])
     return count
 
 
@@ -76,13 +77,13 @@ def roll_up_day(database: Database, host: UUID, day_ms: int, compress: bool = Fa
     """Stores the 1-hour points of every object of a host in the day that begins then; how many documents."""
     since, until = moment(day_ms), moment(day_ms + DAY_MS)
     names = FIVE_MINUTES.collections(database.list_collection_names(), since, until)
+    target = _Target(database, HOURLY, day_ms, compress)
     count = 0
     for uuid in _objects(database, host, day_ms, day_ms + DAY_MS):
         found: dict[tuple[str, bytes], list[Document]] = {}
         for document in _find(database, names, host, uuid, since, until):
             found.setdefault((document["kind"], bytes(document["uuid"].bytes)), []).append(document)
-        points = [_combined(documents, day_ms) for documents in found.values()]
-        count += _store(database, HOURLY, day_ms, points, compress)
+        count += target.store([_combined(documents, day_ms) for documents in found.values()])
     return count
 
 
@@ -106,17 +107,28 @@ def _find(database: Database, names: Iterable[str], host: UUID, uuid: Any, since
                 yield document
 
 
-def _store(database: Database, resolution: Resolution, start_ms: int, points: list[RollUp], compress: bool) -> int:
-    if not points:
-        return 0
-    name = resolution.collection(moment(start_ms))
-    prepare_partition(database, name, compress)
-    documents = [point.document() for point in points]
-    # A sharded cluster takes an upsert only with its whole shard key; the embedded server finds by _id alone, or walks.
-    words = ("_id", "uuid", "start") if compress else ("_id",)
-    database[name].bulk_write([ReplaceOne({word: d[word] for word in words}, d, upsert=True) for d in documents],
-                              ordered=False)
-    return len(documents)
+class _Target:
+    """The partition of one hour's or day's points, made with its index when the first of them come."""
+
+    def __init__(self, database: Database, resolution: Resolution, start_ms: int, compress: bool) -> None:
+        self._database = database
+        self._name = resolution.collection(moment(start_ms))
+        self._compress = compress
+        self._ready = False
+
+    def store(self, points: list[RollUp]) -> int:
+        """Replaces or adds one object's documents; how many."""
+        if not points:
+            return 0
+        if not self._ready:
+            prepare_partition(self._database, self._name, self._compress)
+            self._ready = True
+        documents = [point.document() for point in points]
+        # A sharded cluster takes an upsert only with its whole shard key; the embedded one finds by _id or walks.
+        words = ("_id", "uuid", "start") if self._compress else ("_id",)
+        replacements = [ReplaceOne({word: d[word] for word in words}, d, upsert=True) for d in documents]
+        self._database[self._name].bulk_write(replacements, ordered=False)
+        return len(documents)
 
 
 def _subject(document: Document) -> Object:

@@ -30,7 +30,7 @@ from exporter.archive.errors import ArchiveError
 from exporter.archive.faults import Fault, fault_of, is_poison, unstored
 from exporter.archive.lease import HostLease
 from exporter.archive.partitions import prepare_partition
-from exporter.archive.quarantine import Quarantine
+from exporter.archive.quarantine import FILE_NAME, Quarantine, QuarantineFullError, limit_of
 from exporter.archive.seen_objects import SeenObjects
 from exporter.archive.spool import Spool
 from exporter.archive.windows import Group, Grouper
@@ -69,6 +69,7 @@ class WriterCounts:
     duplicates: int = 0
     samples: int = 0
     quarantined: int = 0
+    discarded: int = 0
     retries: dict[Fault, int] = field(default_factory=lambda: dict.fromkeys(Fault, 0))
     fault: Fault | None = None
     last_error: str = ""
@@ -96,7 +97,7 @@ class Writer:
         self._days: set[int] = {int(day) for day in _list(spool.notes.get("days"))}
         newest_ms = spool.notes.get("newest_ms")  # so that the lag is known although the database is away at the start
         self.counts.acknowledged_ms = newest_ms if isinstance(newest_ms, int) else 0
-        self._aside = Quarantine(spool.folder / "quarantine.bson")
+        self._aside = Quarantine(spool.folder / FILE_NAME, limit_of(spool.limit_bytes))
         self._spool = spool
         self._address = address
         self._collection = lambda start: resolution.collection(start, partition)
@@ -345,15 +346,24 @@ class Writer:
                 self._put_aside(document, own)
 
     def _put_aside(self, document: Document, error: Exception) -> None:
-        samples = self._refused[document["_id"]] = document.get("count", 1)
-        if not self._aside.add(document):
-            return
-        self.counts.quarantined += 1
+        samples = document.get("count", 1)
+        again = document["_id"] in self._refused
+        self._refused[document["_id"]] = samples
+        told = {"file": str(self._aside.path), "object": document["name"], "error": mask_passwords(str(error))[:300]}
+        try:
+            if not self._aside.add(document):
+                return
+        except QuarantineFullError:
+            if again:
+                return
+            self.counts.discarded += 1
+            self._repeated.failed("full", "the database refuses a document for good; it is lost, since what was put "
+                                  "aside before fills its file", level=logging.ERROR, **told)
+        else:
+            self.counts.quarantined += 1
+            log.error("the database refuses a document for good; it was put aside", extra=told)
         dropped = self._spool.counts.dropped_samples
         dropped["refused"] = dropped.get("refused", 0) + samples
-        log.error("the database refuses a document for good; it was put aside",
-                  extra={"file": str(self._aside.path), "object": document["name"],
-                         "error": mask_passwords(str(error))[:300]})
 
 
 def _batch(documents: Iterator[Document]) -> list[Document]:

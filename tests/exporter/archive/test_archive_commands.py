@@ -10,6 +10,7 @@ import termios
 from datetime import UTC, datetime
 from pathlib import Path
 
+import bson
 import pytest
 from pymongo import MongoClient
 
@@ -36,7 +37,7 @@ def filled(archive_server, database_name, tmp_path, monkeypatch):
         yield client[database_name]
 
 
-def test_status_verify_rollup_and_prune(filled, capsys):
+def test_status_verify_rollup_and_prune(filled, tmp_path, capsys):
     assert virtgauge(["archive", "status"]) == 0
     out = capsys.readouterr().out
     assert "schema     1" in out
@@ -44,6 +45,12 @@ def test_status_verify_rollup_and_prune(filled, capsys):
     assert "host       alpha" in out
     assert "partition  raw_20260921" in out
     assert "acknowledged up to frame" in out
+    assert "refused" not in out
+    aside = bson.encode({"_id": b"1", "name": "guest1"})
+    (tmp_path / "archive" / "spool" / "quarantine.bson").write_bytes(aside * 3)
+    assert virtgauge(["archive", "status"]) == 0
+    assert f"refused    3 documents by the database for good: {3 * len(aside)} bytes of at most 1073741824 in " in (
+        capsys.readouterr().out)
 
     assert virtgauge(["archive", "verify"]) == 0
     assert "60 documents in 1 partitions are right" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from dataclasses import replace
 
 import bson
@@ -12,11 +13,12 @@ from bson import Binary
 from pymongo import MongoClient
 
 from exporter.archive.documents import RAW, moment
-from exporter.archive.quarantine import Quarantine
+from exporter.archive.quarantine import Quarantine, QuarantineFullError, kept_in
 from tests.exporter.archive.archive_rig import PATIENCE_S, START_S, assert_stored, rig, uri_of, wait_until
 from tests.exporter.archive.archive_samples import Guests, truth_of, uuid_of
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+LIMIT = 1 << 20
 
 
 def test_a_document_that_the_server_never_takes_is_put_aside(archive_server, database_name, tmp_path):
@@ -33,6 +35,54 @@ def test_a_document_that_the_server_never_takes_is_put_aside(archive_server, dat
     assert {document["name"] for document in aside} == {"guest1"}
     kept = {key: value for key, value in run.truth.items() if key[0] != uuid_of(1)}
     assert_stored(uri, database_name, kept)
+
+
+def test_what_no_longer_fits_beside_those_put_aside_is_counted_once_and_sending_goes_on(
+        archive_server, database_name, tmp_path):
+    uri, spool = uri_of(archive_server), tmp_path / "archive" / "spool"
+    spool.mkdir(parents=True)
+    earlier = bson.encode({"_id": Binary(b"earlier"), "name": "x" * (127 << 10)})
+    (spool / "quarantine.bson").write_bytes(earlier)
+    with MongoClient(uri) as client, rig(tmp_path, uri, database_name, spool={"limit": 1 << 20}) as run:
+        name = RAW.collection(moment(START_S * 1000))
+        client[database_name].create_collection(name, validator={"name": {"$ne": "guest1"}})
+        run.sample(7)
+        run.drain()
+        told = run.archive.own_record(0.0).stats
+        words = ("archive.quarantined", "archive.discarded", "archive.dropped.refused", "archive.stored")
+        assert [told[word] for word in words] == [0, 2, 7, 14]
+        assert (spool / "quarantine.bson").read_bytes() == earlier
+    kept = {key: value for key, value in run.truth.items() if key[0] != uuid_of(1)}
+    assert_stored(uri, database_name, kept)
+
+
+def test_the_file_stays_below_its_limit_and_what_fits_still_comes_in(tmp_path):
+    file = tmp_path / "quarantine.bson"
+    large, small = {"_id": Binary(b"1"), "name": "a" * 700}, {"_id": Binary(b"2"), "name": "b"}
+    aside = Quarantine(file, 1000)
+    assert aside.add(large)
+    with pytest.raises(QuarantineFullError, match=r"quarantine\.bson has reached its limit"):
+        aside.add(large | {"_id": Binary(b"3")})
+    again = Quarantine(file, 1000)  # it knows its size after a restart, too
+    with pytest.raises(QuarantineFullError):
+        again.add(large | {"_id": Binary(b"3")})
+    assert [again.add(document) for document in (large, small)] == [False, True]
+    assert kept_in(tmp_path) == (2, file.stat().st_size)
+    assert file.stat().st_size <= 1000
+
+
+def test_the_file_is_read_one_document_at_a_time(tmp_path):
+    file = tmp_path / "quarantine.bson"
+    with open(file, "wb") as out:
+        for number in range(40):
+            out.write(bson.encode({"_id": Binary(bytes([number])), "name": "x" * (1 << 20)}))
+    tracemalloc.start()
+    try:
+        assert not Quarantine(file, 1 << 30).add({"_id": Binary(bytes([39]))})
+        most_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 8 << 20
 
 
 def test_a_document_above_what_the_server_takes_is_put_aside_and_its_neighbours_are_stored(
@@ -63,9 +113,9 @@ def test_a_document_above_what_the_server_takes_is_put_aside_and_its_neighbours_
 def test_what_is_put_aside_is_there_once_however_often_it_is_sent(tmp_path):
     file = tmp_path / "quarantine.bson"
     one, two = {"_id": Binary(b"1"), "name": "a"}, {"_id": Binary(b"2"), "name": "b"}
-    assert [Quarantine(file).add(document) for document in (one, two, one)] == [True, True, False]
+    assert [Quarantine(file, LIMIT).add(document) for document in (one, two, one)] == [True, True, False]
     file.write_bytes(file.read_bytes() + bson.encode(one)[:-3])  # a crash tore the last one
-    again = Quarantine(file)
+    again = Quarantine(file, LIMIT)
     assert [again.add(document) for document in (two, {"_id": Binary(b"3")})] == [False, True]
     assert [bytes(document["_id"]) for document in bson.decode_all(file.read_bytes())] == [b"1", b"2", b"3"]
 
@@ -73,7 +123,7 @@ def test_what_is_put_aside_is_there_once_however_often_it_is_sent(tmp_path):
 def test_what_a_full_disk_took_of_a_document_costs_no_other(tmp_path, monkeypatch):
     file = tmp_path / "quarantine.bson"
     one, two = {"_id": Binary(b"1"), "name": "a" * 100}, {"_id": Binary(b"2"), "name": "b"}
-    aside = Quarantine(file)
+    aside = Quarantine(file, LIMIT)
     real = os.fsync
 
     def full(number):
@@ -85,5 +135,5 @@ def test_what_a_full_disk_took_of_a_document_costs_no_other(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space"):
         aside.add(one)
     assert [aside.add(document) for document in (two, one)] == [True, True]
-    assert not Quarantine(file).add(two)
+    assert not Quarantine(file, LIMIT).add(two)
     assert [bytes(document["_id"]) for document in bson.decode_all(file.read_bytes())] == [b"2", b"1"]

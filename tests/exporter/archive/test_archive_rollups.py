@@ -203,6 +203,36 @@ def test_every_read_of_a_roll_up_takes_its_own_documents_from_the_index(archive_
         assert statistics["totalKeysExamined"] <= statistics["nReturned"] + 1, query
 
 
+def test_a_partition_is_made_once_for_all_guests_of_an_hour_or_day(archive_server, database):
+    """Asking for it anew took longer than all else that a guest's hour costs."""
+    at = HOUR // DAY_MS * DAY_MS
+    for number in range(4):
+        guest = Object(HOST, "domain", UUID(int=30 + number), f"guest{number}")
+        store(database, [Window(guest, at, [0], {"memory_rss_kib": [number]})])
+        about = {"kind": "domain", "uuid": UUID(int=30 + number), "host": HOST.uuid, "first_seen": moment(at),
+                 "last_seen": moment(at)}
+        database.objects.insert_one(about)
+    made = []
+
+    class Listener(CommandListener):
+        def started(self, event):
+            if event.command_name in ("create", "createIndexes"):
+                made.append((event.command_name, event.command[event.command_name]))
+
+        def succeeded(self, event):
+            pass
+
+        def failed(self, event):
+            pass
+
+    with MongoClient(archive_server.uri(120), tz_aware=True, uuidRepresentation="standard",
+                     event_listeners=[Listener()]) as client:
+        assert roll_up_hour(client[database.name], HOST.uuid, at) == 4
+        assert roll_up_day(client[database.name], HOST.uuid, at) == 4
+    names = [FIVE_MINUTES.collection(moment(at)), HOURLY.collection(moment(at))]
+    assert made == [(word, name) for name in names for word in ("create", "createIndexes")]
+
+
 @pytest.mark.parametrize(("elsewhere", "words"), [(True, {"_id", "uuid", "start"}), (False, {"_id"})])
 def test_a_roll_up_is_stored_by_the_shard_key_where_the_server_may_be_a_cluster(archive_server, database, elsewhere,
                                                                                 words):
