@@ -275,6 +275,7 @@ class Builder:
         self._placements: dict[tuple[tuple[str | int, ...], str], Placement] = {}
         self._keys: list[tuple[str, Labels, str]] = []
         self._order: list[int] = []
+        self._records: dict[int, tuple[Record, Placement]] = {}  # the last sample's, by identity
         self._columns: dict[int, tuple[Layout, Columns]] = {}
         self.plan = Plan((), self.catalogue)
 
@@ -282,7 +283,8 @@ class Builder:
         """The Batch of a Snapshot.  No value, however odd, makes it fail: what is no number is absent."""
         chosen = snapshot.records if self._choose is None else self._choose(snapshot.records)
         records = self._ordered(chosen)
-        placements = tuple(self._place(record) for record in records)
+        placements = tuple(map(self._place, records))
+        self._records = {id(r): (r, p) for r, p in zip(records, placements, strict=True)}
         if self._cap is not None:
             cut = self._cap.cut(*_counts(placements))
             if cut:
@@ -313,6 +315,9 @@ class Builder:
         return [records[number] for number in self._order]
 
     def _place(self, record: Record) -> Placement:
+        last = self._records.get(id(record))
+        if last is not None:  # what is read beside the sampling stays the same object until it is read again
+            return last[1]
         known = self._placements.get((record.subject.key, record.source))
         if known is not None and known.holds(record):
             return known

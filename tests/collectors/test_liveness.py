@@ -33,9 +33,17 @@ def key() -> tuple[str, int]:
 @pytest.fixture
 def process(key: tuple[str, int]) -> Iterator[subprocess.Popen[bytes]]:
     made = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "-uuid", key[0]])
+    wait_for_command_line(made)
     yield made
     made.kill()
     made.wait()
+
+
+def wait_for_command_line(process: subprocess.Popen[bytes]) -> None:
+    """Until the kernel has put it up: Popen returns a moment before (its pipe closes earlier in the exec)."""
+    end_s = time.monotonic() + 20
+    while b"-uuid" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+        assert time.monotonic() < end_s
 
 
 def wait_for_sign(nobody: Session, signs: Signs, key: tuple[str, int], wanted: Sign) -> None:
@@ -63,9 +71,7 @@ def test_two_processes_with_one_uuid_prove_nothing(
     """A migration within a host."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "-uuid", key[0]]) as second:
         try:
-            end_s = time.monotonic() + 20
-            while b"-uuid" not in Path(f"/proc/{second.pid}/cmdline").read_bytes():  # until it has begun
-                assert time.monotonic() < end_s
+            wait_for_command_line(second)
             assert Signs().look(nobody, [key])[key[0]] is Sign.NONE
         finally:
             second.kill()
