@@ -47,6 +47,7 @@ class RuleEngine:
         self._executor = executor
         self._clock = clock
         self.switch = KillSwitch(executor.folders.private(executor.folders.state))
+        self.switch.prepare()
         self.metrics = RuleMetrics(store, file, self.switch.is_on, file_ok)
         self._trail = RuleTrail(executor.trail)
         self._guards = Guards(store, self.switch, executor.session)

@@ -163,6 +163,7 @@ CASES: dict[str, Case] = {
         job="virtgauge-control", at_once=True),
     "VirtgaugeRuleCircuitOpen": replace(level("virtgauge_control_rule_breaker_open", 1, 0, 'rule="resume"'),
                                         job="virtgauge-control"),
+    "VirtgaugeRuleFileBroken": replace(level("virtgauge_control_rule_file_ok", 0, 1, ""), job="virtgauge-control"),
     "VirtgaugeApprovalWaiting": replace(level("virtgauge_control_rule_acts_pending", 2, 0, ""),
                                         job="virtgauge-control"),
     "VirtgaugeRulesStopped": replace(level("virtgauge_control_rules_stopped", 1, 0, "", minutes=120),

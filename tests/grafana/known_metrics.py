@@ -81,7 +81,6 @@ UNUSED_CONTROL = {
     "virtgauge_control_rule_run_seconds_total": "how long rules took; each record of the audit trail has its times",
     "virtgauge_control_rule_acts_retrying": "an act that is tried again is told by the audit trail; the ones that a "
                                             "person must see to are shown",
-    "virtgauge_control_rule_file_ok": "a mistake in it is told by 'rules check' before, by the log after",
 }
 
 

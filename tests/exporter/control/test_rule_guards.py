@@ -15,6 +15,7 @@ import pytest
 
 from exporter.control.alerted_guest import MARK_URI
 from exporter.control.errors import BusyError, RefusedError, UnreachableError
+from exporter.control.kill_switch import KillSwitch
 from exporter.control.locks import Locks
 from exporter.control.rule_engine import RuleEngine
 from tests.exporter.control.rule_bench import ACTED, PARSED, RULES, WITHOUT_UNDO, Bench, alert
@@ -32,6 +33,21 @@ def test_an_alert_that_resolved_before_is_played_again_in_vain(bench: Bench) -> 
     bench.reopen()
     assert bench.send(alert()) == ["ended"]
     assert bench.send(alert(number=1)) == ACTED
+
+
+@pytest.mark.parametrize("hand", ["another process", "the service"])
+def test_a_stop_that_could_not_be_written_holds_until_somebody_says_go(bench: Bench, hand: str) -> None:
+    """A folder in the file's place fails the write as a full disk does; the word to go on reaches who holds."""
+    switch = bench.engine.switch
+    switch.path.mkdir()
+    with pytest.raises(UnreachableError, match="cannot be turned"):
+        switch.turn(True, "somebody")
+    switch.path.rmdir()
+    assert bench.send(alert()) == ["stopped"]
+    (KillSwitch(bench.folders.state) if hand == "another process" else switch).turn(False, "somebody")
+    assert bench.send(alert(number=1)) == ACTED
+    switch.hold()
+    assert switch.is_on()  # and a second stop holds again
 
 
 def test_a_rule_on_resolved_has_the_same_guards(bench: Bench) -> None:
