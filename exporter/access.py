@@ -135,12 +135,13 @@ class TokenAccess:
         self._refused = refused
         self._protected = tuple(protected)
         self._exempt = frozenset(exempt)
+        self._reading = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        principal = self._authenticate(scope)
+        principal = await self._authenticate(scope)
         scope[PRINCIPAL] = principal
         if principal is None and self._needs_token(scope["path"]):
             message = "this needs a bearer token that is known and has not expired; see virtgauge token"
@@ -155,10 +156,16 @@ class TokenAccess:
     def _needs_token(self, path: str) -> bool:
         return path not in self._exempt and path.startswith(self._protected)
 
-    def _authenticate(self, scope: Scope) -> Principal | None:
+    async def _authenticate(self, scope: Scope) -> Principal | None:
         given = Headers(scope=scope).getlist("authorization")
-        # Two of them mean different things to different programs on the way: neither counts.
-        return self._tokens.authenticate(given[0]) if len(given) == 1 else None
+        if len(given) != 1:
+            # Two of them mean different things to different programs on the way: neither counts.
+            return None
+        if not self._tokens.is_current():
+            # In a thread, and by one of all that wait: a long file must not hold up the others.
+            async with self._reading:
+                await asyncio.to_thread(self._tokens.keep_up)
+        return self._tokens.authenticate(given[0])
 
     async def _refuse(
         self, scope: Scope, receive: Receive, send: Send,

@@ -1,9 +1,10 @@
 """Connections: accepted up to a bound, with a time for everything a client may be slow at. No thread a connection.
 
 What holds here, per process: at most MOST_CONNECTIONS connections, TLS handshakes among them; a newcomer above that
-closes the one that has been idle longest, first of all one that never asked for anything. A handshake, a request's
-head, its body and the reading of an answer each have their time. At most MOST_STALLED answers wait for their
-readers, and what one of them holds is bounded by the pieces of `exporter.pacing`.
+closes the one that has been idle longest, first of all one that never asked for anything; where all are at work it
+waits in the kernel's queue. A handshake, a request's head, its body and the reading of an answer each have their time.
+At most MOST_STALLED answers wait for their readers, and what one of them holds is bounded by the pieces of
+`exporter.pacing`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ STALLED_S = 30.0
 # One that takes a little now and then, after this: a scraper has given up long before.
 SENDING_S = 120.0
 _TAKEN_AT_ONCE = 16
+# Who waits for a place looks again after this.
+_PAUSE_S = 0.1
+# A newcomer is not closed for another before this: its request is on its way.
+_SETTLING_S = 0.1
 _AT_THE_LIMIT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -58,28 +63,36 @@ class Crowd:
     def __len__(self) -> int:
         return len(self.handshakes) + len(self.silent) + len(self.kept) + len(self.busy)
 
-    def make_room(self) -> bool:
-        """Below the limit, closing the longest idle connections if need be; False where all are at work."""
-        if len(self) < MOST_CONNECTIONS:
-            return True
-        self.refusals.count("connections")
-        while len(self) >= MOST_CONNECTIONS:
-            if not self.close_longest_idle():
-                return False
-        return True
+    def has_room(self) -> bool:
+        """Whether `make_room` can: False where as many as may be are at work, or have only just come."""
+        return len(self) < MOST_CONNECTIONS or self._longest_idle() is not None
+
+    def make_room(self) -> None:
+        """Below the limit, closing the longest idle connections if need be."""
+        while len(self) >= MOST_CONNECTIONS and self.close_longest_idle():
+            self.refusals.count("connections")
 
     def close_longest_idle(self) -> bool:
-        """Those that never asked for anything go first, in a handshake or after it, whichever began earlier."""
+        """False where none may be closed."""
+        idle = self._longest_idle()
+        if isinstance(idle, BoundedProtocol):
+            idle.abort()
+        elif idle is not None:
+            del self.handshakes[idle]
+            idle.cancel()
+        return idle is not None
+
+    def _longest_idle(self) -> asyncio.Task[None] | BoundedProtocol | None:
+        """Those that never asked for anything go first, in a handshake or after it, whichever began earlier.
+
+        Not before their first bytes had the time to be read: many that come at once would close each other.
+        """
         handshake = next(iter(self.handshakes.items()), (None, math.inf))
         silent = next(iter(self.silent.items()), (None, math.inf))
-        if handshake[0] is not None and handshake[1] <= silent[1]:
-            del self.handshakes[handshake[0]]
-            handshake[0].cancel()
-        elif idle := silent[0] or next(iter(self.kept), None):
-            idle.abort()
-        else:
-            return False
-        return True
+        first, began_s = handshake if handshake[1] <= silent[1] else silent
+        if first is None:
+            return next(iter(self.kept), None)
+        return first if asyncio.get_running_loop().time() - began_s >= _SETTLING_S else None
 
     def forget(self, connection: BoundedProtocol) -> None:
         for group in (self.silent, self.kept, self.busy):
@@ -216,44 +229,45 @@ class Acceptor:
     crowd: Crowd
     context: Callable[[], ssl.SSLContext | None]
     allowed_names: Callable[[], tuple[str, ...]]
+    paused: dict[socket.socket, asyncio.TimerHandle] = field(default_factory=dict)
 
     def start(self, listener: socket.socket) -> None:
         """Takes connections from now on. In the loop's thread."""
+        self.paused.pop(listener, None)
         asyncio.get_running_loop().add_reader(listener, self._take, listener)
 
     def stop(self, listener: socket.socket) -> None:
         """Takes no more, before the socket is closed."""
         asyncio.get_running_loop().remove_reader(listener)
+        if timer := self.paused.pop(listener, None):
+            timer.cancel()
 
     def _take(self, listener: socket.socket) -> None:
         """The connections that wait, a few at a time: a flood must not keep the loop from what it has."""
         for _ in range(_TAKEN_AT_ONCE):
+            if not self.crowd.has_room():
+                self._pause(listener)
+                return
             try:
                 connection, _address = listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 if error.errno in _AT_THE_LIMIT:
-                    self._pause(listener, error)
+                    _log.warning("cannot take a connection", extra={"cause": error.strerror})
+                    self.crowd.close_longest_idle()
+                    self._pause(listener)
                 return
             self._welcome(connection)
 
-    def _pause(self, listener: socket.socket, error: OSError) -> None:
-        """Without free files or memory the socket stays readable: asked again a little later."""
-        _log.warning("cannot take a connection", extra={"cause": error.strerror})
-        self.crowd.close_longest_idle()
+    def _pause(self, listener: socket.socket) -> None:
+        """Without a free place, file or memory the socket stays readable: asked again a little later."""
         self.stop(listener)
-        asyncio.get_running_loop().call_later(0.1, self._resume, listener)
-
-    def _resume(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:
-            self.start(listener)
+        self.paused[listener] = asyncio.get_running_loop().call_later(_PAUSE_S, self.start, listener)
 
     def _welcome(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        if not self.crowd.make_room():
-            connection.close()
-            return
+        self.crowd.make_room()
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._begin(connection))
         self.crowd.handshakes[task] = loop.time()

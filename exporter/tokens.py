@@ -35,6 +35,7 @@ import yaml
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer
 
 from exporter.errors import SettingsError
+from exporter.secret_files import warn_if_others_read
 from exporter.strict_yaml import StrictLoader
 from exporter.token_form import PREFIX, TOKEN
 
@@ -172,7 +173,10 @@ def check_trusted(path: Path, found: os.stat_result) -> None:
 
 
 class TokenFile:
-    """The tokens of one file, kept up with it. Any thread may call; each call looks at the file's times (2 us)."""
+    """The tokens of one file, kept up with it. Any thread may call; each call looks at the file's times (2 us).
+
+    A changed file is read by the call that finds it so: half a second for a thousand tokens, hence `is_current`.
+    """
 
     def __init__(self, path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         """Reads the file. Raises SettingsError as `read_tokens` does: a bad file is found at the start."""
@@ -180,6 +184,7 @@ class TokenFile:
         self._now = now
         self._seen = _identity(path)
         self._tokens = {token.id: token for token in read_tokens(path)}
+        warn_if_others_read(path, "the names, scopes and hashes of the tokens")
         if not self._tokens:
             _log.warning("no tokens, so nobody is let in; run virtgauge token create", extra={"file": str(path)})
 
@@ -194,6 +199,14 @@ class TokenFile:
         if token is None or not matches or token.expired(self._now()):
             return None
         return token.principal
+
+    def is_current(self) -> bool:
+        """False where the next call would read the file again."""
+        return _identity(self._path) == self._seen
+
+    def keep_up(self) -> None:
+        """Reads the file again if it has changed. Raises nothing."""
+        self._current()
 
     def _current(self) -> dict[str, Token]:
         seen = _identity(self._path)

@@ -36,6 +36,9 @@ class WebConfigFile:
             self._context_of = self._tls_files()
             self._context = tls_context(self._config.tls_server_config, path)
         _log.info("web configuration", extra={"file": str(path), **describe(self._config)})
+        if "http2" in self._config.http_server_config.model_fields_set and self._config.http_server_config.http2:
+            _log.info("http_server_config.http2 has no effect: HTTP/1.1 is served, HTTP/2 is not offered",
+                      extra={"file": str(path)})  # fmt: skip
 
     def config(self) -> WebConfig:
         """What the file says now. Raises WebConfigError where it is broken, or turns TLS on or off."""

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from exporter.secret_files import warn_if_others_read
 from exporter.webconfig import TlsServerConfig, WebConfigError, resolved
 from exporter.webconfig_tls_names import CIPHERS, CLIENT_AUTH_TYPES, CURVES, TLS_VERSIONS
 
 _log = logging.getLogger(__name__)
-
 
 
 def tls_context(tls: TlsServerConfig, path: Path) -> ssl.SSLContext:
@@ -133,7 +132,7 @@ def _load_pair(context: ssl.SSLContext, tls: TlsServerConfig, path: Path) -> Non
     key_where = f"key_file {resolved(path, tls.key_file)}" if tls.key_file else "key"
     cert = _content(path, cert_where, tls.cert_file) if tls.cert_file else tls.cert
     key = _content(path, key_where, tls.key_file) if tls.key_file else tls.key.get_secret_value()
-    _warn_if_others_read(resolved(path, tls.key_file) if tls.key_file else path)
+    warn_if_others_read(resolved(path, tls.key_file) if tls.key_file else path, "the certificate's key")
     with ExitStack() as stack:
         try:
             # Without the question for a passphrase, which OpenSSL would put to the terminal.
@@ -146,13 +145,6 @@ def _load_pair(context: ssl.SSLContext, tls: TlsServerConfig, path: Path) -> Non
                 f"web config file {path}: failed to load X509KeyPair: {cert_where} and {key_where} do not fit "
                 f"({cause}); both must be PEM, unencrypted, and belong together"
             ) from None
-
-
-def _warn_if_others_read(path: Path) -> None:
-    with suppress(OSError):
-        if path.stat().st_mode & stat.S_IROTH:
-            _log.warning("all users of this machine can read the certificate's key; run chmod o-r on the file",
-                         extra={"file": str(path)})  # fmt: skip
 
 
 def _no_passphrase() -> str:

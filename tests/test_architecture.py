@@ -33,7 +33,7 @@ FOR_CONTROL = {"collectors.agent_reading", "collectors.connection", "collectors.
                "exporter.errors", "exporter.config", "exporter.server", "exporter.webconfig",
                "exporter.access", "exporter.tokens", "exporter.refusals",
                "exporter.archive.spool", "exporter.archive.writer", "exporter.archive.timespan",
-               "exporter.setting_types", "exporter.strict_yaml", "exporter.expressions",
+               "exporter.secret_files", "exporter.setting_types", "exporter.strict_yaml", "exporter.expressions",
                "exporter.openapi", "exporter.version"}
 # Only these build the parts of the program and hand them to each other.
 BUILDERS = ("exporter/service.py", "exporter/control_service.py", "exporter/cli.py", "exporter/command_exporter.py")

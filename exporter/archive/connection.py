@@ -22,6 +22,7 @@ from exporter.archive.embedded import START_TIMEOUT_S, EmbeddedServer, running_u
 from exporter.archive.errors import ArchiveBusyError, ArchiveError, SchemaError
 from exporter.config import ArchiveSettings
 from exporter.errors import SettingsError
+from exporter.secret_files import warn_if_others_read
 from exporter.setting_types import mask_passwords
 
 Database: TypeAlias = PyMongoDatabase[dict[str, Any]]
@@ -108,6 +109,7 @@ def _password_in(path: Path) -> str:
     password = text.rstrip("\r\n")
     if not password:
         raise SettingsError(f"archive.password_file {path}: is empty; write the password into it")
+    warn_if_others_read(path, "the archive's password")
     return password
 
 

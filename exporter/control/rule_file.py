@@ -9,6 +9,7 @@ from pathlib import Path
 from exporter.control.errors import ControlError
 from exporter.control.rule_reading import load_rules
 from exporter.control.rules import RuleFile
+from exporter.secret_files import warn_if_others_read
 
 _log = logging.getLogger(__name__)
 
@@ -50,3 +51,6 @@ class RulesInForce:
     def _tell(self) -> None:
         modes = {rule.name: rule.mode for rule in self._rules.rules if rule.mode != "off"}
         _log.info("rules are in force", extra={"file": str(self._path), "rules": modes})
+        for server in filter(None, (self._rules.prometheus, self._rules.alertmanager)):
+            for secret in filter(None, (server.credentials_file, server.password_file)):
+                warn_if_others_read(secret, f"what lets the rules in at {server.url}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
+from exporter import tokens
 from exporter.access import Forbidden, api_middleware, principal_of, request_id_of, require_domain, require_role
 from exporter.refusals import REASONS, Refusals
 from exporter.token_changes import create_token, revoke_token
@@ -68,6 +70,9 @@ class Client:
         return self.ask("POST", target, [*dict(headers).items(), ("Content-Length", str(len(content)))], [content])
 
     def ask(self, method, target, headers, parts):
+        return asyncio.run(self.asked(method, target, headers, parts))
+
+    async def asked(self, method, target, headers, parts=(b"",)):
         path, _, query = target.partition("?")
         pairs = headers.items() if isinstance(headers, dict) else headers
         raw = [(name.lower().encode(), value.encode()) for name, value in pairs]
@@ -83,7 +88,7 @@ class Client:
         async def send(message):
             sent.append(message)
 
-        asyncio.run(self.app(scope, receive, send))
+        await self.app(scope, receive, send)
         return Answer(sent)
 
 
@@ -128,6 +133,32 @@ def test_revoked_expired_and_doubled_tokens_are_refused(served):
     for headers in (revoked, expired, doubled, {"Authorization": "Basic YTpi"}):
         assert served.client.get("/api/who", headers=headers).status_code == 401
     assert served.refusals["token"] == 4
+
+
+def test_a_changed_token_file_is_read_once_beside_the_loop_and_holds_up_no_other_request(served, monkeypatch):
+    """The real reading, which here does not end before a request without a token is answered."""
+    answered, reads, real = threading.Event(), [], tokens.read_tokens
+
+    def reading(path):
+        reads.append(threading.current_thread())
+        assert answered.wait(60)
+        return real(path)
+
+    headers = served.token()
+    monkeypatch.setattr(tokens, "read_tokens", reading)
+
+    async def asked():
+        asking = [asyncio.create_task(served.client.asked("GET", "/api/who", headers)) for _ in range(20)]
+        assert (await served.client.asked("GET", "/-/healthy", {})).status_code == 200
+        while not reads:
+            await asyncio.sleep(0)
+        assert (await served.client.asked("GET", "/-/healthy", {})).status_code == 200
+        answered.set()
+        return [(await one).status_code for one in asking]
+
+    assert asyncio.run(asked()) == [200] * 20
+    assert len(reads) == 1
+    assert reads[0] is not threading.current_thread()
 
 
 def test_health_is_open_and_nothing_beside_it(served):

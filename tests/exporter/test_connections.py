@@ -29,7 +29,7 @@ from exporter.listening import ListenAddress, bind_sockets, socket_address
 from exporter.server import Front, serve_sockets
 from exporter.webconfig_file import WebConfigFile
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 for word in sys.argv[2:]:
@@ -51,6 +51,13 @@ async def slow(request):
     await asyncio.sleep(float(request.query_params["s"]))
     return PlainTextResponse("slow")
 
+async def begun(request):
+    async def parts():
+        yield b"begun"
+        await asyncio.sleep(600)
+
+    return StreamingResponse(parts())
+
 async def refused(request):
     return PlainTextResponse(" ".join(f"{reason}={count}" for reason, count in front.refusals))
 
@@ -58,7 +65,7 @@ front = Front(WebConfigFile(Path(sys.argv[1])) if sys.argv[1] else None, max_req
 sockets = bind_sockets([ListenAddress("127.0.0.1", 0)])
 print(socket_address(sockets[0]).port, flush=True)
 routes = [Route("/", page, methods=["GET", "POST"]), Route("/slow", slow, methods=["GET", "POST"]),
-          Route("/-/healthy", refused)]
+          Route("/begun", begun), Route("/-/healthy", refused)]
 asyncio.run(serve_sockets(Starlette(routes=routes), sockets, front=front))
 """
 
@@ -297,6 +304,28 @@ def test_thousands_of_idle_connections(served_by):
         kept[-1].sendall(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n")
         assert kept[-1].recv(12)
         assert server.refusals()["connections"] > 500
+
+
+def test_where_all_connections_are_at_work_a_newcomer_waits(served_by):
+    """Neither reset nor refused: it is served once one of them ends."""
+    with served_by("MOST_CONNECTIONS=3") as server:
+        busy = [server.connect() for _ in range(3)]
+        for sock in busy:
+            sock.sendall(b"GET /begun HTTP/1.1\r\nHost: x\r\n\r\n")
+            said = b""
+            while b"begun" not in said:
+                said += sock.recv(4096)
+        waiting = [server.connect(tls=False) for _ in range(5)]
+        for sock in waiting:
+            sock.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert select.select(waiting, [], [], 0.5)[0] == []
+        busy[0].close()
+        for sock in waiting:
+            # To a server with TLS this is a handshake that fails: an answer all the same.
+            assert server.context or sock.recv(12) == b"HTTP/1.1 200"
+            assert ended(sock)
+        assert server.get()[0] == 200
+        assert not ended(busy[1], 0.1)
 
 
 def test_clients_that_do_not_read(served_by):

@@ -59,6 +59,14 @@ def test_the_file_holds_no_token_and_only_its_owner_reads_it(path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True)])
+def test_a_file_that_all_may_read_is_warned_of(path, caplog, mode, warned):
+    made(path)
+    path.chmod(mode)
+    opened(path)
+    assert ("hashes of the tokens; run chmod o-r" in caplog.text) == warned
+
+
 def test_wrong_headers_are_nobody(path):
     text = made(path)
     file = opened(path)

@@ -181,6 +181,14 @@ def test_a_key_that_all_may_read_is_warned_of_through_a_link_too(folder, tmp_pat
             assert len(warned) == (mode == 0o644)
 
 
+@pytest.mark.parametrize(("section", "told"), [("http2: true", True), ("http2: false", False), ("headers: {}", False)])
+def test_http2_that_is_asked_for_by_name_is_told_to_have_no_effect(folder, caplog, section, told):
+    caplog.set_level("INFO")
+    (folder / "web.yml").write_text(f"http_server_config: {{{section}}}")
+    WebConfigFile(folder / "web.yml")
+    assert ("HTTP/2 is not offered" in caplog.text) == told
+
+
 def test_all_mistakes_are_told_at_once(folder):
     text = "tls_server_config: {key_file: a}\nhttp_server_config: {headers: {A: b}}\nbasic_auth_users: {x: y}"
     with pytest.raises(WebConfigError) as caught:

@@ -93,6 +93,14 @@ def test_the_password_comes_from_a_file(tmp_path):
         assert "p@ss:w/rd" not in repr(client)
 
 
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True)])
+def test_a_password_file_that_all_may_read_is_warned_of(tmp_path, caplog, mode, warned):
+    (tmp_path / "password").write_text("hidden")
+    (tmp_path / "password").chmod(mode)
+    address_of(ArchiveSettings(uri="mongodb://root@h/", password_file=tmp_path / "password"))
+    assert ("can read the archive's password; run chmod o-r" in caplog.text) == warned
+
+
 @pytest.mark.parametrize(("content", "cause"), [(None, "No such file"), (b"", "is empty"), (b"\xff\xfe", "not UTF-8")])
 def test_a_password_file_that_is_no_use(tmp_path, content, cause):
     if content is not None:

@@ -51,6 +51,16 @@ def test_a_changed_file_with_a_mistake_leaves_the_earlier_in_force(tmp_path: Pat
     assert (in_force().rules[0].name, in_force.mistakes) == ("two", "")
 
 
+def test_a_password_file_that_all_may_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    password, file = tmp_path / "password", tmp_path / "rules.yml"
+    password.write_text("hidden")
+    file.write_text(f"alertmanager: {{url: http://x, username: me, password_file: {password}}}\n" + GOOD)
+    for mode in (0o600, 0o644):
+        password.chmod(mode)
+        RulesInForce(file)
+        assert ("can read what lets the rules in at http://x" in caplog.text) == (mode == 0o644)
+
+
 def test_what_is_not_said_is_careful() -> None:
     rule = parse_rules(GOOD).rules[0]
     assert (rule.mode, rule.on, rule.retry, rule.undo) == ("dry-run", "firing", None, None)
