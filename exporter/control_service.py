@@ -43,6 +43,7 @@ from exporter.control.rule_api import rule_routes
 from exporter.control.rule_engine import RuleEngine
 from exporter.control.rule_file import RulesInForce
 from exporter.control.startup import control_folders, recover
+from exporter.malloc import share_arenas
 from exporter.page import process_registry
 from exporter.refusals import Refusals
 from exporter.server import front_of, listening_sockets, serve_sockets
@@ -65,6 +66,7 @@ UNKNOWN_CALLERS_EVERY_S = 60.0
 
 def run_control(settings: Settings) -> None:
     """Serves the API until SIGINT or SIGTERM. Raises VirtgaugeError where it cannot listen or use its folder."""
+    share_arenas()
     web = settings.web.model_copy(update={"listen_address": settings.control.listen_address})
     refusals = Refusals()
     front = front_of(web, refusals, token_paths=("/api/", "/metrics"))

@@ -32,6 +32,7 @@ from collectors.target import Target
 
 from .config import FilterSettings, Settings
 from .expressions import Expression
+from .malloc import share_arenas
 from .metrics_app import exporter_application
 from .page import TargetPage, process_registry
 from .refusals import Refusals
@@ -202,6 +203,7 @@ def families_of(collectors: Iterable[Collector]) -> dict[str, frozenset[str]]:
 def run_exporter(settings: Settings) -> None:
     """Serve the page until SIGINT or SIGTERM.  Raises VirtgaugeError where it cannot listen."""
     raise_open_files_limit()
+    share_arenas()
     refusals = Refusals()
     # Without an archive there is no API, and nobody else who would ask for a token there.
     front = front_of(settings.web, refusals, token_paths=(API_PATHS,) if settings.archive.uri else ())
