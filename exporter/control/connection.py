@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import libvirt
 
@@ -28,6 +29,11 @@ class Session:
         self._open = libvirt.openReadOnly if read_only else libvirt.open
         self._lock = threading.Lock()
         self._connection: Any = None
+        self.abandoned = False
+
+    def abandon(self) -> None:
+        """For whoever leaves a thread in a call on it that may never come back: no pool hands it out again."""
+        self.abandoned = True
 
     @property
     def connection(self) -> Any:
@@ -99,7 +105,7 @@ class SessionPool:
         with self._lock:
             if session is self._model:  # of the test driver, which has but one
                 return
-            if len(self._idle) < self._keep:
+            if len(self._idle) < self._keep and not session.abandoned:
                 self._idle.append(session)
                 return
         session.close()
@@ -129,6 +135,13 @@ class Lease:
 
     def give_back(self) -> None:
         self._pool.give_back(self.session)
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a libvirt URI leads to another host, as far as it says."""
+    parts = urlsplit(uri)
+    transport = parts.scheme.partition("+")[2]
+    return bool(parts.netloc) or transport not in ("", "unix")
 
 
 def _alive(connection: Any) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-import threading
 import time
 import uuid as uuids
 from collections.abc import Callable, Iterator, Mapping
@@ -19,24 +18,14 @@ from collectors.domain import reason_name, state_name
 from exporter.control.connection import Session
 from exporter.control.errors import InvalidError, NotFoundError, RefusedError
 from exporter.control.folders import Folders
+from exporter.control.libvirt_jobs import job_in_words
 from exporter.control.operation import Call, Operation, Parameters, State, Subject
 
 P = TypeVar("P", bound=Parameters)
 
 _REFERENCE_MOST_CHARACTERS = 1024
 _NEAREST = 3
-_JOB_ANSWER_S = 3.0
 _MISSING = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG)
-
-
-# A backup job is none of these: libvirt lets changes happen beside it.
-_JOBS = {
-    libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE: "saving it",
-    libvirt.VIR_DOMAIN_JOB_OPERATION_DUMP: "dumping its memory",
-    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN: "receiving it from another host",
-    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT: "migrating it to another host ('domain migrate-abort' stops that)",
-    libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT: "taking a snapshot of it",
-}
 
 
 class DomainOperation(Operation[P]):
@@ -46,8 +35,8 @@ class DomainOperation(Operation[P]):
     beside_jobs: ClassVar[bool] = False
     """Whether libvirt lets it happen while a job of its own (a migration, a save) holds the domain."""
 
-    def held_by(self, subject: Subject) -> str:
-        return "" if self.beside_jobs else job_in_words(subject.handle)
+    def held_by(self, session: Session, subject: Subject) -> str:
+        return "" if self.beside_jobs else job_in_words(session, subject.handle)
 
     def find(self, session: Session, reference: str | None, parameters: P) -> Subject:
         return find_domain(session, reference or "")
@@ -71,31 +60,6 @@ def interrupted(session: Session, begun: Mapping[str, JsonValue]) -> str:
         if error.get_error_code() not in _MISSING:
             raise
     return f"interrupted; the domain is {now} now; whether it was done is unknown; it is not repeated"
-
-
-def job_in_words(handle: Any) -> str:
-    """libvirt's own job on the domain that holds up every change: begun elsewhere, or by a virtgauge that died.
-
-    Of a migration libvirt asks QEMU: one that hangs is given up after 3 s, and told as that.
-    """
-    found: list[int | None] = []
-
-    def ask() -> None:
-        with contextlib.suppress(libvirt.libvirtError):
-            found.append(handle.jobStats(0).get("operation"))
-
-    try:
-        # jobStats waits 30 s where a call holds the domain; controlInfo tells that at once.
-        if handle.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK:
-            return ""
-    except libvirt.libvirtError:
-        return ""
-    asking = threading.Thread(target=ask, name="control-job", daemon=True)
-    asking.start()
-    asking.join(_JOB_ANSWER_S)
-    if asking.is_alive():
-        return "asking its QEMU, which does not answer"
-    return _JOBS.get(found[0], "") if found and found[0] is not None else ""
 
 
 def find_domain(session: Session, reference: str) -> Subject:

@@ -128,7 +128,7 @@ class Executor:
             if operation.reads:
                 details = operation.state(call, parameters)
                 return _result(operation, call, details={**details, **call.details})
-            operation.require_free(call.subject, Deadline(request.lock_wait_s, request.cancelled))
+            operation.require_free(call.session, call.subject, Deadline(request.lock_wait_s, request.cancelled))
             operation.check(call, parameters)
             plan = operation.plan(call, parameters)
         return _result(operation, call, dry_run=True, plan=plan, before=plan.state or None)
@@ -157,7 +157,7 @@ class Executor:
             with _mapped(_doing(operation, subject)):
                 found = operation.find(session.session, subject.uuid or reference, parameters)
             try:
-                operation.require_free(found, Deadline(request.lock_wait_s, request.cancelled))
+                operation.require_free(session.session, found, Deadline(request.lock_wait_s, request.cancelled))
             except ControlError as error:
                 act.refused(error)
                 raise

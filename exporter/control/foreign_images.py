@@ -15,10 +15,9 @@ from typing import Any
 import libvirt
 
 from collectors.domain_xml import element_tree
-from exporter.control.connection import Session
+from exporter.control.connection import Session, is_remote
 from exporter.control.errors import RefusedError
 from exporter.control.image_users import files_of
-from exporter.control.interface_change import is_remote
 
 
 class ForeignImages:

@@ -15,8 +15,8 @@ from xml.etree.ElementTree import Element
 import libvirt
 
 from collectors.domain_xml import element_tree
+from exporter.control.connection import is_remote
 from exporter.control.image_format import backing_file
-from exporter.control.interface_change import is_remote
 
 _LONGEST_CHAIN = 64
 

@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import libvirt
 
@@ -115,13 +114,6 @@ class ChangeFile:
             return True
         os.close(fd)
         return False
-
-
-def is_remote(uri: str) -> bool:
-    """Whether a libvirt URI leads to another host, as far as it says."""
-    parts = urlsplit(uri)
-    transport = parts.scheme.partition("+")[2]
-    return bool(parts.netloc) or transport not in ("", "unix")
 
 
 def begin(session: Session, folders: Folders, confirm_within_s: float) -> OpenChange:

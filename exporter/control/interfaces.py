@@ -14,7 +14,7 @@ import libvirt
 from pydantic import Field
 
 from exporter.control import interface_change
-from exporter.control.connection import Session
+from exporter.control.connection import Session, is_remote
 from exporter.control.errors import NotFoundError, RefusedError, TimedOutError, UnsupportedError
 from exporter.control.interface_change import LOCK_KEY, ChangeFile, OpenChange
 from exporter.control.interface_fields import Bond, Bridge, Ethernet, InterfaceFields, Vlan
@@ -147,7 +147,7 @@ class _Change(_InterfaceOperation[C], Generic[C]):
 def _check_writable(session: Session) -> None:
     """Raises UnsupportedError, RefusedError where changes cannot be made; changes nothing itself."""
     uri = session.uri or str(session.connection.getURI())
-    if interface_change.is_remote(uri):
+    if is_remote(uri):
         raise RefusedError(
             f"{uri} is another host: a change that cuts it off could not be rolled back from here",
             next_step="run virtgauge on that host",

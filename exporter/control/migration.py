@@ -12,12 +12,11 @@ from pydantic import JsonValue
 
 from collectors.domain_xml import element_tree
 from exporter.control import migration_job
-from exporter.control.connection import Session
+from exporter.control.connection import Session, is_remote
 from exporter.control.destinations import Destination, destination_named, destinations_listed
 from exporter.control.domain import DomainOperation, domain_state, live_state
 from exporter.control.errors import ControlError, RefusedError, TimedOutError, UnreachableError, from_libvirt
 from exporter.control.folders import Folders
-from exporter.control.interface_change import is_remote
 from exporter.control.migration_checks import CopyPlan, check_destination, copies
 from exporter.control.migration_disks import GuestDisk, check_disks, copied_targets, guest_disks, media
 from exporter.control.migration_parameters import MigrateParameters, migration_flags, typed_parameters

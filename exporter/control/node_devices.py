@@ -10,11 +10,10 @@ import libvirt
 from pydantic import Field, JsonValue
 
 from collectors.domain_xml import element_tree
-from exporter.control.connection import Session
+from exporter.control.connection import Session, is_remote
 from exporter.control.errors import ControlError, InvalidError, NotFoundError, RefusedError, UnsupportedError
 from exporter.control.folders import Folders
 from exporter.control.host_devices import FOR_GUESTS, HostDevices
-from exporter.control.interface_change import is_remote
 from exporter.control.node_device_xml import (
     NodeDevice,
     node_devices,

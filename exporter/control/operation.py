@@ -232,20 +232,20 @@ class Operation(ABC, Generic[P]):
     def state(self, call: Call, parameters: P) -> State:
         """The subject's state now: `before` and `after` of the Result. Of a reading operation: its `details`."""
 
-    def held_by(self, subject: Subject) -> str:
+    def held_by(self, session: Session, subject: Subject) -> str:
         """What libvirt itself does with the subject that this would have to wait for; empty where nothing does."""
         return ""
 
-    def require_free(self, subject: Subject, deadline: Deadline) -> None:
+    def require_free(self, session: Session, subject: Subject, deadline: Deadline) -> None:
         """Raises BusyError where a job of libvirt's own, which no lock of ours tells of, is not over in time."""
         held = ""
 
         def is_free() -> bool:
             nonlocal held
-            held = self.held_by(subject)
+            held = self.held_by(session, subject)
             return not held
 
-        # What was seen is told: asked once more, a QEMU that hangs looks free, since the first question holds it.
+        # What was seen is told: asked once more, there may be something else to see, or nothing.
         if not deadline.wait_for(is_free):
             raise BusyError(
                 f"{subject.kind} {subject.name} is busy: libvirt is {held}",

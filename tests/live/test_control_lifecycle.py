@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import libvirt
 import pytest
 
+from exporter.control.connection import Session
 from exporter.control.errors import BusyError, NotFoundError, RefusedError, TimedOutError, UnconfirmedError
 from exporter.control.executor import Actor, Request
+from exporter.control.libvirt_jobs import job_in_words
 from exporter.demonstration.guest_console import GuestConsole
 from exporter.demonstration.guest_definition import Accelerator, Guest
 from exporter.demonstration.guest_image import GuestImage
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from tests.live.operating import Operator, eventually
-from tests.live.sector_guests import SectorGuest, define, saying
+from tests.live.sector_guests import SectorGuest, define, dirtying, saying
 
 
 @pytest.fixture
@@ -138,6 +143,62 @@ def test_a_hung_qemu_can_be_destroyed(hypervisor: PrivateHypervisor, operator: O
     operator("domain.start", "deaf")
     os.kill(hypervisor.qemu_pid("deaf"), signal.SIGSTOP)
     assert operator("domain.destroy", "deaf").after["state"] == "shutoff"
+
+
+@pytest.fixture
+def bulky(hypervisor: PrivateHypervisor, operator: Operator) -> Iterator[SectorGuest]:
+    """A running guest whose memory is more than a pipe and its reader's buffer take."""
+    guest = define(hypervisor, "bulky", dirtying())
+    operator("domain.start", "bulky")
+    eventually(lambda: "." in guest.said(), "the guest's first round over its memory")
+    yield guest
+    operator("domain.destroy", "bulky")
+    hypervisor.virsh("undefine", "bulky")
+
+
+def test_a_question_to_a_hung_qemu_keeps_its_connection_to_itself(
+    hypervisor: PrivateHypervisor, operator: Operator, bulky: SectorGuest, tmp_path: Path
+) -> None:
+    """A dump that nobody reads, begun elsewhere, whose QEMU then hangs: libvirt asks it how far it is, in vain."""
+    session = Session(hypervisor.uri)
+    handle = session.connection.lookupByName("bulky")
+    with unread_dump(hypervisor, "bulky", tmp_path / "unread"):
+        eventually(lambda: job_in_words(session, handle) == "dumping its memory", "the dump")
+        assert not session.abandoned
+        pid = hypervisor.qemu_pid("bulky")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert "does not answer" in job_in_words(session, handle)
+            assert session.abandoned
+            # Whoever else asks, or waits, does not take it for free, and leaves no further connection in that call.
+            with pytest.raises(BusyError, match="its QEMU, which does not answer"):
+                operator.run("domain.reset", "bulky", {}, Request(Actor("tester", "api"), lock_wait_s=0.5))
+            assert len([thread for thread in threading.enumerate() if thread.name == "control-job"]) == 1
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    eventually(lambda: job_in_words(session, handle) == "", "the end of the dump")
+    assert operator("domain.suspend", "bulky").changed
+    session.close()
+
+
+@contextlib.contextmanager
+def unread_dump(hypervisor: PrivateHypervisor, name: str, pipe: Path) -> Iterator[None]:
+    """Someone else's dump of the guest into a full pipe, which goes on until the end."""
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    connection = libvirt.open(hypervisor.uri)
+    handle = connection.lookupByName(name)
+    dumping = threading.Thread(target=handle.coreDump, args=(str(pipe),), daemon=True)
+    dumping.start()
+    try:
+        yield
+    finally:
+        os.set_blocking(reader, True)
+        while os.read(reader, 1 << 16):
+            pass
+        os.close(reader)
+        dumping.join()
+        connection.close()
 
 
 @pytest.fixture(scope="module")

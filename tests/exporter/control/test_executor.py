@@ -230,7 +230,7 @@ def test_what_libvirt_is_seen_at_is_told_and_not_asked_again(executor, folders):
         def __init__(self, *seen):
             self.seen = list(seen)
 
-        def held_by(self, subject):
+        def held_by(self, session, subject):
             return self.seen.pop(0) if self.seen else ""
 
     for dry_run in (False, True):
@@ -267,6 +267,14 @@ def test_no_act_takes_the_connection_that_others_look_with():
     assert len({id(model), id(first), id(second)}) == 3
     pool.give_back(first)
     assert pool.take() is first
+
+
+def test_a_connection_that_a_thread_is_stuck_in_is_nobodys_any_more():
+    pool = SessionPool(Session("qemu:///system"))
+    session = pool.take()
+    session.abandon()
+    pool.give_back(session)
+    assert pool.take() is not session
 
 
 def test_another_process_is_excluded_and_its_death_explained(executor, folders):

@@ -8,11 +8,10 @@ import libvirt
 import pytest
 
 from exporter.control import own_connectivity
-from exporter.control.connection import Session
+from exporter.control.connection import Session, is_remote
 from exporter.control.errors import ControlError, NotFoundError, RefusedError, UnconfirmedError
 from exporter.control.executor import Actor, Executor, Request
 from exporter.control.folders import Folders
-from exporter.control.interface_change import is_remote
 from exporter.control.interfaces import OPERATIONS as CHANGES
 from exporter.control.operations import by_name
 from exporter.control.own_connectivity import HostNetwork
