@@ -42,7 +42,7 @@ from exporter.control.problems import problem
 from exporter.control.rule_api import rule_routes
 from exporter.control.rule_engine import RuleEngine
 from exporter.control.rule_file import RulesInForce
-from exporter.control.startup import control_folders, recover
+from exporter.control.startup import claim_service, control_folders, recover
 from exporter.malloc import share_arenas
 from exporter.page import process_registry
 from exporter.refusals import Refusals
@@ -74,6 +74,7 @@ def run_control(settings: Settings) -> None:
     jobs = JobStore(folders)
     tokens = TokenFile(token_file_path(settings))
     sockets = listening_sockets(web, os.environ)  # early: a port in use must not touch the jobs of a running service
+    claim_service(folders, ", ".join(map(str, settings.control.listen_address)))  # held until the process ends
     executor = Executor(Session(settings.libvirt.uri), folders)
     for told in recover(executor):
         _log.warning("an operation was interrupted by the end of its process", extra={"act": told})

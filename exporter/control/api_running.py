@@ -21,6 +21,7 @@ from exporter.control.executor import Executor, Request
 from exporter.control.jobs import Job, JobStore
 from exporter.control.operation import Operation, Parameters, Progress, Result, Subject
 from exporter.control.problems import control_problem
+from exporter.control.threads import start_thread
 
 # One host's operators and alerts ask for less; libvirtd itself has 20 workers by default.
 MOST_CHANGES = 32
@@ -149,5 +150,9 @@ def _start(slots: threading.BoundedSemaphore, work: Callable[[], T], name: str) 
         finally:
             slots.release()
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        start_thread(run, name)
+    except ControlError:
+        slots.release()
+        raise
     return future

@@ -126,8 +126,9 @@ class Lease:
         self._kept = False
         self.session = pool.take()
 
-    def keep(self) -> None:
-        self._kept = True
+    def keep(self, kept: bool = True) -> None:
+        """Whether the act's own thread is to give it back."""
+        self._kept = kept
 
     def end(self) -> None:
         if not self._kept:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import libvirt
 from pydantic import JsonValue
 
 from exporter.control.audit import Trail
 from exporter.control.connection import Lease, Session, SessionPool
-from exporter.control.errors import ControlError, TimedOutError, UnconfirmedError, from_libvirt
+from exporter.control.errors import ControlError, TimedOutError, UnconfirmedError
 from exporter.control.folders import Folders
 from exporter.control.foreign_images import ForeignImages
+from exporter.control.in_words import doing, error_json, mapped, named, result_of
 from exporter.control.locks import Locks, SubjectLock
 from exporter.control.operation import Call, Deadline, Operation, Parameters, Plan, Progress, Result, State, Subject
+from exporter.control.threads import start_thread
 from exporter.control.watching import watch_events
 
 _GRACE_S = 2.0
@@ -105,7 +107,7 @@ class Executor:
         """libvirt's version, asked of the daemon on a connection that no running act has. Raises ControlError."""
         session = Lease(self._sessions)
         try:
-            with _mapped("asking libvirt for its version"):
+            with mapped("asking libvirt for its version"):
                 return int(session.session.connection.getLibVersion())
         finally:
             session.end()
@@ -124,14 +126,14 @@ class Executor:
         return explained
 
     def _look(self, operation: AnyOperation, call: Call, parameters: Parameters, request: Request) -> Result:
-        with _mapped(_doing(operation, call.subject)):
+        with mapped(doing(operation, call.subject)):
             if operation.reads:
                 details = operation.state(call, parameters)
-                return _result(operation, call, details={**details, **call.details})
+                return result_of(operation, call, details={**details, **call.details})
             operation.require_free(call.session, call.subject, Deadline(request.lock_wait_s, request.cancelled))
             operation.check(call, parameters)
             plan = operation.plan(call, parameters)
-        return _result(operation, call, dry_run=True, plan=plan, before=plan.state or None)
+        return result_of(operation, call, dry_run=True, plan=plan, before=plan.state or None)
 
     def _locked(
         self,
@@ -144,7 +146,7 @@ class Executor:
     ) -> Result:
         act = _Act(self, operation, subject, parameters, request)
         try:
-            lock = self._locks.acquire(subject.key, _named(subject), request.lock_wait_s)
+            lock = self._locks.acquire(subject.key, named(subject), request.lock_wait_s)
         except ControlError as error:
             act.refused(error)
             raise
@@ -154,7 +156,7 @@ class Executor:
                 self._append("interrupted", self._explanation({operation.name: operation}, lock.left_open))
                 lock.close_act()
             # Found again: what was looked up before the lock may be gone or have another id by now.
-            with _mapped(_doing(operation, subject)):
+            with mapped(doing(operation, subject)):
                 found = operation.find(session.session, subject.uuid or reference, parameters)
             try:
                 operation.require_free(session.session, found, Deadline(request.lock_wait_s, request.cancelled))
@@ -176,7 +178,7 @@ class Executor:
         self, operation: AnyOperation, call: Call, parameters: Parameters, request: Request, act: _Act
     ) -> Plan:
         try:
-            with _mapped(_doing(operation, call.subject)):
+            with mapped(doing(operation, call.subject)):
                 operation.check(call, parameters)
                 plan = operation.plan(call, parameters)
             if (operation.is_destructive(parameters) or plan.lost) and not plan.nothing_to_do:
@@ -187,10 +189,10 @@ class Executor:
             raise
 
     def _unchanged(self, operation: AnyOperation, call: Call, parameters: Parameters, plan: Plan, act: _Act) -> Result:
-        with _mapped(_doing(operation, call.subject)):
+        with mapped(doing(operation, call.subject)):
             state = operation.state(call, parameters)
         sequence = self._append("unchanged", {**act.facts, "before": state})
-        return _result(operation, call, before=state, after=state, audit=[sequence], warnings=plan.warnings)
+        return result_of(operation, call, before=state, after=state, audit=[sequence], warnings=plan.warnings)
 
     def _call(self, session: Lease, subject: Subject, seconds: float, request: Request) -> Call:
         return Call(
@@ -212,7 +214,7 @@ class Executor:
         told = "the process that did it ended in the middle; whether it was done is unknown; it is not repeated"
         if operation is not None:
             try:
-                with _mapped(f"looking after an interrupted {operation.name}"):
+                with mapped(f"looking after an interrupted {operation.name}"):
                     told = operation.aftermath(self.session, self.folders, act) or told
             except ControlError as error:
                 told = f"{told} ({error.cause})"
@@ -242,7 +244,7 @@ class _Act:
         }
 
     def refused(self, error: ControlError) -> None:
-        self.executor._append("refused", {**self.facts, "error": _json(error)})
+        self.executor._append("refused", {**self.facts, "error": error_json(error)})
 
 
 class _Run:
@@ -273,30 +275,39 @@ class _Run:
     def result(self, seconds: float) -> Result:
         operation = self._act.operation
         try:
-            with _mapped(_doing(operation, self._call.subject)):
+            with mapped(doing(operation, self._call.subject)):
                 self._before = operation.state(self._call, self._act.parameters)
             self._lock.open_act(self._open)
             self._audit.append(self._append("begin", {"before": self._before}))
+            self._start()
         except BaseException:  # a defect, too, must not leave the subject busy for as long as the service runs
             self._lock.close_act()
             self._lock.release()
             raise
-        self._session.keep()
-        threading.Thread(target=self._work, name=f"control-{operation.name}", daemon=True).start()
         self._done.wait(seconds + _GRACE_S)
         with self._settling:
             self._given_up = self._outcome is None
         if self._outcome is None:
             error = TimedOutError(
-                f"{_doing(operation, self._call.subject)}: libvirt has not answered within {seconds:g} s",
+                f"{doing(operation, self._call.subject)}: libvirt has not answered within {seconds:g} s",
                 next_step="the domain stays busy until it does; the audit trail will tell",
                 outcome_unknown=True,
             )
-            self._append("unanswered", {"error": _json(error)})
+            with contextlib.suppress(ControlError):  # no room for the record; the caller is told all the same
+                self._append("unanswered", {"error": error_json(error)})
             raise error
         if isinstance(self._outcome, ControlError):
             raise self._outcome
         return self._outcome
+
+    def _start(self) -> None:
+        self._session.keep()
+        try:
+            start_thread(self._work, f"control-{self._act.operation.name}")
+        except ControlError as error:
+            self._session.keep(False)
+            self._append("end", {"error": error_json(error)})
+            raise
 
     def _work(self) -> None:
         try:
@@ -305,17 +316,22 @@ class _Run:
             outcome = error
         except Exception as error:  # noqa: BLE001 - a defect must be told to the caller and the trail, not a thread
             outcome = ControlError(
-                f"{_doing(self._act.operation, self._call.subject)}: a defect in virtgauge"
+                f"{doing(self._act.operation, self._call.subject)}: a defect in virtgauge"
                 f" ({type(error).__name__}: {error})",
                 next_step="report it, and look at the domain's state",
                 outcome_unknown=True,
             )
         try:
             with self._settling:
-                self._write_end(outcome)
+                try:
+                    self._write_end(outcome)
+                except (ControlError, OSError) as error:
+                    if isinstance(outcome, Result):
+                        outcome.warnings.append(
+                            f"it is done, but its end is not in the audit trail ({error.__cause__ or error}); "
+                            "make room: the trail will call it interrupted"
+                        )
                 self._outcome = outcome
-        except ControlError as error:
-            self._outcome = error
         finally:
             self._lock.release()
             self._session.give_back()
@@ -323,13 +339,13 @@ class _Run:
 
     def _acted(self) -> Result:
         operation, call, parameters = self._act.operation, self._call, self._act.parameters
-        with _mapped(_doing(operation, call.subject)), self._watched():
+        with mapped(doing(operation, call.subject)), self._watched():
             operation.act(call, parameters)
             operation.verify(call, parameters)
             after = operation.after(call, parameters)
         if call.heard.names:
             call.details["events"] = list[JsonValue](call.heard.names)
-        return _result(operation, call, changed=True, before=self._before, after=after)
+        return result_of(operation, call, changed=True, before=self._before, after=after)
 
     def _watched(self) -> AbstractContextManager[None]:
         subject = self._call.subject
@@ -339,15 +355,14 @@ class _Run:
     def _write_end(self, outcome: Result | ControlError) -> None:
         facts: dict[str, JsonValue]
         if isinstance(outcome, Result):
+            outcome.audit = self._audit
             facts = {"changed": outcome.changed, "after": outcome.after, "warnings": list(outcome.warnings)}
         else:
-            facts = {"error": _json(outcome)}
+            facts = {"error": error_json(outcome)}
         if self._call.heard.names:
             facts["events"] = list[JsonValue](self._call.heard.names)
         self._audit.append(self._append("late" if self._given_up else "end", facts))
         self._lock.close_act()
-        if isinstance(outcome, Result):
-            outcome.audit = self._audit
 
     def _append(self, event: str, facts: Mapping[str, JsonValue]) -> int:
         return self._act.executor._append(event, {**self._open, **facts})
@@ -358,39 +373,13 @@ class _Run:
 
 
 def _found(operation: AnyOperation, session: Lease, reference: str | None, parameters: Parameters) -> Subject:
-    with _mapped(f"{operation.name}: looking for {reference!r}" if reference else operation.name):
+    with mapped(f"{operation.name}: looking for {reference!r}" if reference else operation.name):
         return operation.find(session.session, reference, parameters)
 
 
 def _confirm(operation: AnyOperation, subject: Subject, request: Request) -> None:
     if request.confirmed != subject.name:
         raise UnconfirmedError(
-            f"{_doing(operation, subject)} cannot be undone and was not confirmed",
+            f"{doing(operation, subject)} cannot be undone and was not confirmed",
             next_step=f"repeat the name {subject.name!r} as the confirmation; a dry run tells what would be lost",
         )
-
-
-def _result(operation: AnyOperation, call: Call, **fields: Any) -> Result:
-    fields.setdefault("details", dict(call.details))
-    fields["warnings"] = [*fields.get("warnings", ()), *call.warnings]
-    return Result(operation=operation.name, subject=call.subject.as_json(), **fields)
-
-
-def _named(subject: Subject) -> str:
-    return f"{subject.kind} {subject.name}"
-
-
-def _doing(operation: AnyOperation, subject: Subject) -> str:
-    return f"{operation.verb} of {_named(subject)}" if subject.name else operation.name
-
-
-def _json(error: ControlError) -> dict[str, JsonValue]:
-    return {**error.as_json()}  # type: ignore[dict-item]
-
-
-@contextmanager
-def _mapped(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        raise from_libvirt(error, doing) from error

@@ -2,24 +2,30 @@
 
 A job is a JSON file in the state folder, written whole. An idempotency key is a file of its own that names its job.
 What was refused as busy or unreachable is done when it is asked again. Files older than a week are removed.
+An outcome that finds no room on the disk is kept in memory, and written once there is some.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import secrets
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from exporter.control.errors import InvalidError
+from exporter.control.errors import InvalidError, UnreachableError
 from exporter.control.folders import Folders
+
+_log = logging.getLogger(__name__)
 
 KEEP_S = 7 * 86400.0
 _PRUNE_EVERY = 200
@@ -64,9 +70,10 @@ class JobStore:
         self._keys = folders.private(folders.state / "idempotency-keys")
         self._made = 0
         self._claiming = threading.Lock()
+        self._unwritten: dict[str, Job] = {}
 
     def new(self, operation: str, reference: str | None, domain: str | None, token: str) -> Job:
-        """A running job, on disk."""
+        """A running job, on disk. Raises UnreachableError where it cannot be."""
         self._made += 1
         if self._made % _PRUNE_EVERY == 1:
             self.prune(time.time())
@@ -74,13 +81,15 @@ class JobStore:
             id=secrets.token_hex(12), operation=operation, reference=reference, domain=domain, token=token,
             created=_now(),
         )  # fmt: skip
-        self.save(job)
+        with _room_needed():
+            self.save(job)
         return job
 
     def claim(self, key: str, token_id: str, request: bytes, job: Job) -> Job | None:
         """Binds an idempotency key to `job`; the earlier job where the same request was made before.
 
-        Raises InvalidError where the key was used for a different request. Keys of different tokens never meet.
+        Raises InvalidError where the key was used for a different request, UnreachableError where it cannot be
+        written. Keys of different tokens never meet.
         """
         path, fingerprint = self._key_path(key, token_id), hashlib.sha256(request).hexdigest()
         content = json.dumps({"job": job.id, "request": fingerprint}).encode()
@@ -93,9 +102,12 @@ class JobStore:
             if earlier is not None and not earlier.may_be_asked_again:
                 self._drop(job)
                 return earlier
-            part = path.with_suffix(".part")
-            _write(part, content)
-            os.replace(part, path)
+            try:
+                with _room_needed():
+                    _write(path, content)
+            except UnreachableError:
+                self._drop(job)
+                raise
         return None
 
     def _drop(self, job: Job) -> None:
@@ -127,6 +139,10 @@ class JobStore:
         """The job; None for an unknown id."""
         if not (job_id.isascii() and job_id.isalnum() and len(job_id) < 64):
             return None
+        unwritten = self._unwritten.get(job_id)
+        if unwritten is not None:
+            self._write_late(unwritten)
+            return unwritten
         try:
             return Job.model_validate_json((self._jobs / f"{job_id}.json").read_bytes())
         except (OSError, ValidationError):
@@ -138,19 +154,26 @@ class JobStore:
         return [job for path in paths[:most] if (job := self.get(path.stem)) is not None]
 
     def save(self, job: Job) -> None:
-        """Writes it whole; the disk has it before this returns."""
-        path = self._jobs / f"{job.id}.json"
-        part = path.with_suffix(".part")
-        _write(part, job.model_dump_json(exclude_none=True).encode())
-        os.replace(part, path)
+        """Writes it whole; the disk has it before this returns. Raises OSError."""
+        _write(self._jobs / f"{job.id}.json", job.model_dump_json(exclude_none=True).encode())
 
     def finish(self, job: Job, state: JobState, status: int, outcome: dict[str, Any]) -> Job:
-        """The job with its outcome, on disk."""
+        """The job with its outcome, on disk; where it finds no room, kept in memory until it does."""
         done = job.model_copy(
             update={"state": state, "finished": _now(), "status": status, "outcome": outcome, "phase": None}
         )
-        self.save(done)
+        try:
+            self.save(done)
+        except OSError as error:
+            self._unwritten[done.id] = done
+            _log.error("the outcome of a job is kept in memory only, since it cannot be written",
+                       extra={"job": done.id, "operation": done.operation, "state": state, "cause": str(error)})
         return done
+
+    def _write_late(self, job: Job) -> None:
+        with contextlib.suppress(OSError):
+            self.save(job)
+            self._unwritten.pop(job.id, None)
 
     def interrupt_running(self, outcome: dict[str, Any]) -> int:
         """At the service's start: jobs that a dead service left running; their number. Nothing is repeated."""
@@ -167,11 +190,28 @@ class JobStore:
 
 
 def _write(path: Path, content: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fdatasync(fd)
+    part = path.with_suffix(".part")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fdatasync(fd)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _room_needed() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnreachableError(
+            f"the job cannot be written down ({error.strerror}), so nothing is done",
+            next_step="make room for the state folder",
+        ) from error
 
 
 def _modified(path: Path) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import libvirt
 
 from exporter.control.connection import Session
+from exporter.control.threads import start_thread
 
 _ANSWER_S = 3.0
 _HANGS = "asking its QEMU, which does not answer"
@@ -49,8 +50,7 @@ def job_in_words(session: Session, handle: Any) -> str:
             return ""
     except libvirt.libvirtError:
         return ""
-    asking = threading.Thread(target=ask, name="control-job", daemon=True)
-    asking.start()
+    asking = start_thread(ask, "control-job")
     asking.join(_ANSWER_S)
     if asking.is_alive():
         _waiting[asked] = asking

@@ -14,6 +14,7 @@ from exporter.control.audit import Trail
 from exporter.control.examples import EXAMPLES
 from exporter.control.folders import Folders
 from exporter.control.interface_change import LOCK_KEY
+from exporter.control.jobs import JobStore
 from exporter.control.locks import Locks
 from exporter.control.openapi import openapi_document, operation_path
 from exporter.control.operation import Role
@@ -251,6 +252,23 @@ def test_a_service_killed_in_the_middle_says_so_and_repeats_nothing(tmp_path):
                                 timeout=60, check=False)  # fmt: skip
         assert (second.returncode, "already in use" in second.stderr) == (1, True)
         assert service.stop() == 0
+    finally:
+        service.stop(signal.SIGKILL)
+
+
+def test_a_second_service_on_the_state_folder_ends_and_touches_no_job(tmp_path):
+    service = new_service(tmp_path).start()
+    job = JobStore(Folders(service.state / "control")).new("domain.suspend", "web1", "web1", "admin")
+    try:
+        flags = ("--control.listen-address", "127.0.0.1:0", "--libvirt.uri", service.uri)
+        second = service.run("control", "serve", *flags)
+        holder = f"process {service.process.pid} on 127.0.0.1:{service.port}"
+        assert (second.returncode, holder in second.stderr, "--state.directory" in second.stderr) == (5, True, True)
+        assert service.ask("GET", f"/api/v1/jobs/{job.id}")[1]["state"] == "running"
+        assert service.run("domain", "suspend", "web1", "--libvirt.uri", service.uri).returncode == 0
+        # The claim goes with its holder, however that ends; the next one takes over what it left.
+        service.stop(signal.SIGKILL)
+        assert service.start().ask("GET", f"/api/v1/jobs/{job.id}")[1]["state"] == "interrupted"
     finally:
         service.stop(signal.SIGKILL)
 

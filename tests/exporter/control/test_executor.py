@@ -14,7 +14,7 @@ import threading
 import pytest
 
 from exporter.control import lookup, power
-from exporter.control.api_running import Runner
+from exporter.control.api_running import MOST_READS, Runner
 from exporter.control.audit import Trail, TrailDamagedError
 from exporter.control.connection import Session, SessionPool
 from exporter.control.control_metrics import ControlMetrics
@@ -31,7 +31,7 @@ from exporter.control.errors import (
 from exporter.control.executor import Actor, Executor, Request
 from exporter.control.folders import Folders
 from exporter.control.jobs import JobStore
-from exporter.control.operation import NoParameters, Plan, Progress
+from exporter.control.operation import NoParameters, Operation, Plan, Progress
 
 TESTER = Actor("tester", "command line", reason="a test")
 
@@ -173,6 +173,57 @@ def test_progress_that_finds_no_room_breaks_no_act_off(executor, folders):
     job = jobs.new("domain.pause", "test", "test", "tester")
     done = runner.change(job, Told(), "test", NoParameters(), Request(TESTER)).result(60)
     assert (done.state, jobs.get(job.id).state) == ("succeeded", "succeeded")
+
+
+def test_what_was_done_is_told_though_the_disk_is_full_by_then(executor, folders, caplog):
+    """The job's outcome and the end record find no room: both are told, the job again once there is some."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Filling(Pause):
+        def after(self, call, parameters):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+            return super().after(call, parameters)
+
+    jobs = JobStore(folders)
+    job = jobs.new("domain.pause", "test", "test", "tester")
+    try:
+        runner = Runner(executor, jobs, ControlMetrics(folders))
+        done = runner.change(job, Filling(), "test", NoParameters(), Request(TESTER)).result(60)
+        assert (done.state, done.outcome["changed"], jobs.get(job.id)) == ("succeeded", True, done)
+        assert "its end is not in the audit trail" in done.outcome["warnings"][0]
+        assert job.id in [record.job for record in caplog.records if "kept in memory" in record.message]
+        assert JobStore(folders).get(job.id).state == "running"
+        with pytest.raises(UnreachableError, match="nothing is done; make room"):
+            jobs.new("domain.pause", "test", "test", "tester")
+        with pytest.raises(UnreachableError, match="nothing is done; make room"):
+            jobs.claim("key", "token", b"request", done)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert jobs.get(job.id) == done
+    assert JobStore(folders).get(job.id) == done
+    assert not [path for path in (folders.state / "jobs").iterdir() if path.suffix != ".json"]
+    assert executor.run(Pause(), "test", NoParameters(), Request(TESTER)).changed is False
+    assert events(folders) == ["begin", "interrupted", "unchanged"]
+
+
+def test_where_no_thread_starts_nothing_is_done_and_the_domain_stays_free(executor, folders):
+    class Unheld(Pause):
+        held_by = Operation.held_by  # which starts no thread
+
+    usual_bytes = threading.stack_size(1 << 46)  # no machine has room for such a stack
+    try:
+        for operation in (Pause(), Unheld()):
+            with pytest.raises(UnreachableError, match=r"no more threads.*nothing is done"):
+                run(executor, operation)
+        runner = Runner(executor, JobStore(folders), ControlMetrics(folders))
+        for _ in range(MOST_READS + 1):
+            with pytest.raises(UnreachableError, match="no more threads"):
+                runner.look(lambda: None)
+    finally:
+        threading.stack_size(usual_bytes)
+    assert events(folders) == ["refused", "begin", "end"]
+    assert run(executor, Pause()).before["state"] == "running"
+    assert runner.look(lambda: 1).result(60) == 1
 
 
 def test_what_cannot_be_undone_needs_the_name(executor, folders):
