@@ -24,8 +24,15 @@ from exporter.operation_output import render, result_console
 if TYPE_CHECKING:
     from exporter.config import Settings
 
-_COLUMNS = ("sequence", "time", "event", "operation", "subject", "actor", "way", "rule", "reason", "outcome", "error")
 Record = dict[str, JsonValue]
+_COLUMNS = ("sequence", "time", "event", "operation", "subject", "actor", "way", "rule", "reason", "outcome", "changed",
+            "error")  # fmt: skip
+# What an event says by itself of how an act went out. An `interrupted` record and those of rules tell it in words.
+_OUTCOMES: dict[JsonValue, Record] = {
+    "refused": {"outcome": "refused", "changed": False},
+    "unchanged": {"outcome": "done", "changed": False},
+    "unanswered": {"outcome": "unknown"},
+}
 
 
 def build() -> click.Command:
@@ -117,7 +124,20 @@ def _chosen(newest_first: Iterable[Record], domain: str | None, begin: datetime 
 
 def _row(record: Record) -> Record:
     names = (*_COLUMNS[:2], "host_name", *_COLUMNS[2:]) if "host_name" in record else _COLUMNS
-    return {name: _told(record[name]) for name in names if name in record}
+    shown = {**_went_out(record), **record}
+    return {name: _told(shown[name]) for name in names if name in shown}
+
+
+def _went_out(record: Record) -> Record:
+    """Whether the act of a record was done, as far as the record tells it."""
+    event, error = record.get("event"), record.get("error")
+    if event not in ("end", "late"):
+        return _OUTCOMES.get(event, {})
+    if not isinstance(error, dict):
+        return {"outcome": "done"}
+    if error.get("outcome_unknown"):
+        return {"outcome": "unknown"}
+    return {"outcome": "refused" if error.get("kind") == "refused" else "failed"}
 
 
 def _told(value: JsonValue) -> JsonValue:

@@ -50,6 +50,12 @@ _TITLES = {
     "save_restore": "Save and restore", "hotplug": "Devices and limits", "migration": "Move to another host",
     "snapshots": "Images of disks",
 }  # fmt: skip
+_GROUPS = {
+    "attach": "Give a guest a device, while it runs or for its next boot.",
+    "detach": "Take a device from a guest, while it runs or for its next boot.",
+    "set": "Set a guest's memory, vCPUs, disk sizes and limits, while it runs or for its next boot.",
+    "lift": "Lift a guest's limits, while it runs or for its next boot.",
+}
 _TAKEN = frozenset(
     ("--output", "--dry-run", "--yes", "--wait", "--wait-lock", "--deadline", "--reason", "--help",
      "--libvirt.uri", "--state.directory", "--config.file")
@@ -117,7 +123,7 @@ def _parent(noun: click.Group, words: tuple[str, ...]) -> click.Group:
         return noun
     found = noun.commands.get(words[0])
     if not isinstance(found, click.Group):
-        help_text = f"{words[0].capitalize()} a {noun.name}'s devices and limits, while it runs or for its next boot."
+        help_text = _GROUPS[words[0]]
         found = _NounGroup(words[0], help=help_text, epilog=_EPILOG, context_settings=dict(_HELP))
         noun.add_command(found)
     return found
@@ -279,6 +285,9 @@ class Invocation:
         """The result, asking first where it is known to be destructive, or where it turns out that it would be."""
         if self.operation.reads:
             return self._looked_at(reference, parameters)
+        if self.common.get("yes") and not self.common.get("dry_run"):
+            subject = self.executor.find(self.operation, reference, parameters)
+            return self._run(reference, parameters, self._request(subject.name))
         known = self.operation.is_destructive(parameters) and not self.common.get("dry_run")
         confirmed = self._agreed(reference, parameters) if known else None
         try:
@@ -308,8 +317,7 @@ class Invocation:
         if look.plan is not None and look.plan.nothing_to_do:
             return None
         subject = self.executor.find(self.operation, reference, parameters)
-        if not self.common.get("yes"):
-            _ask(self.operation, subject, look)
+        _ask(self.operation, subject, look)
         return subject.name
 
     def _run(self, reference: str | None, parameters: Parameters, request: Request) -> Result:
@@ -350,7 +358,8 @@ def _duration(flag: str, text: str) -> float:
 
 def _ask(operation: AnyOperation, subject: Subject, look: Result) -> None:
     """Asks on the terminal; raises UsageError where there is none, click.Abort for a no."""
-    since = f"running for {uptime(subject.uptime_s)}" if subject.uptime_s is not None else "not running"
+    running = "running" if subject.id is not None else "not running"
+    since = f"running for {uptime(subject.uptime_s)}" if subject.uptime_s is not None else running
     of = f"{subject.kind} {printable(subject.name)}"
     about = f"{of} ({since})" if subject.kind == "domain" else of
     if not sys.stdin.isatty():

@@ -14,6 +14,7 @@ import yaml
 from click.shell_completion import ShellComplete
 
 from exporter import cli
+from exporter.control.audit import Trail
 from exporter.control.folders import Folders
 from exporter.control.locks import Locks
 from exporter.control.operations import OPERATIONS
@@ -23,7 +24,9 @@ from exporter.operation_output import printable, render, result_console, uptime
 NODE = """<node>
 <interface type='ethernet' name='lan0'><mac address='52:54:00:aa:bb:01'/></interface>
 <domain type='test'><name>web1</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
-<memory>8192</memory><os><type>hvm</type></os></domain></node>"""
+<memory>8192</memory><os><type>hvm</type></os>
+<devices><interface type='network'><source network='lan'/></interface></devices></domain>
+<network><name>lan</name><bridge name='virbr9'/></network></node>"""
 
 
 @pytest.fixture
@@ -141,6 +144,16 @@ def test_what_cannot_be_undone_needs_yes_where_nobody_can_be_asked(virtgauge, mo
     assert (status, "give --yes" in err) == (2, True)
     status, out, _ = virtgauge("interface", "undefine", "lan0", "--commit", "--yes", "--reason", "spring cleaning")
     assert (status, out.splitlines()[0]) == (0, "interface lan0: undefine")
+    status, _, err = virtgauge("domain", "destroy", "web1")
+    assert (status, "destroy of domain web1 (running) cannot be undone; give --yes" in err) == (2, True)
+
+
+def test_who_says_yes_is_not_refused_first_where_it_only_turns_out_what_is_lost(virtgauge, tmp_path):
+    trail = Trail(tmp_path / "state/control/audit.jsonl")
+    assert virtgauge("network", "stop", "lan", "--yes", "--dry-run")[0] == 0
+    assert trail.records() == []
+    assert virtgauge("network", "stop", "lan", "--yes")[0] == 0
+    assert [record["event"] for record in trail.records()] == ["begin", "end"]
 
 
 @pytest.mark.parametrize(("answer", "status"), [("n\n", 130), ("\n", 130), ("y\n", 0)])

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from exporter import cli
 from exporter.control import audit
@@ -63,6 +64,33 @@ def test_the_command_shows_by_domain_and_time(tmp_path: Path, capsys: pytest.Cap
     assert shown("--domain", "web1", "--newest", "1") == [3]
     assert cli.run(["control", "audit", "--state.directory", str(tmp_path), "--since", "yesterday"]) == 2
     assert "yesterday" in capsys.readouterr().err
+
+
+def test_the_table_shows_how_each_act_went_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "control").mkdir()
+    trail = Trail(tmp_path / "control" / "audit.jsonl", Clock())
+    told: list[tuple[str, dict[str, JsonValue]]] = [
+        ("begin", {}),
+        ("end", {"changed": True}),
+        ("unchanged", {}),
+        ("refused", {"error": {"kind": "busy", "cause": "busy"}}),
+        ("end", {"error": {"kind": "refused", "cause": "no"}}),
+        ("end", {"error": {"kind": "timed-out", "cause": "late"}}),
+        ("end", {"error": {"kind": "failed", "cause": "broken", "outcome_unknown": True}}),
+        ("unanswered", {"error": {"kind": "timed-out", "cause": "silent", "outcome_unknown": True}}),
+        ("late", {"changed": False}),
+        ("interrupted", {"outcome": "gone"}),
+    ]
+    for event, facts in told:
+        trail.append(event, facts)
+    assert cli.run(["control", "audit", "--state.directory", str(tmp_path)]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["sequence", "time", "event", "outcome", "changed", "error"]
+    assert [row.split()[2:] for row in rows] == [
+        ["begin"], ["end", "done", "yes"], ["unchanged", "done", "no"], ["refused", "refused", "no", "busy"],
+        ["end", "refused", "no"], ["end", "failed", "late"], ["end", "unknown", "broken"],
+        ["unanswered", "unknown", "silent"], ["late", "done", "no"], ["interrupted", "gone"],
+    ]  # fmt: skip
 
 
 def test_verify_names_the_line(tmp_path: Path) -> None:
