@@ -92,6 +92,7 @@ class Spool:
         self._segment_bytes = min(segment_bytes, max(limit_bytes // 8, 4096))
         self._lock = threading.Lock()
         self._file = -1
+        self._spoilt = False  # the last segment's file holds what does not count and could not be cut off
         self._segments: list[_Segment] = []
         self._synced = (0, 0, 0)  # size, samples and last number of the last segment when it was synced
         try:
@@ -115,15 +116,16 @@ class Spool:
         frame = b"".join((_FRAME.pack(_FRAME_MAGIC, len(payload), crc, kind, number, samples), payload))
         self._make_room(len(frame), samples)
         segment = self._segments[-1] if self._file >= 0 else None
+        if segment is not None and self._spoilt and not segment.last:
+            self._give_up(segment)
+            segment = None
         # One without frames takes a frame of any length: the next one would have its name.
-        if segment is None or (segment.last and segment.size + len(frame) > self._segment_bytes):
+        if segment is None or self._spoilt or (segment.last and segment.size + len(frame) > self._segment_bytes):
             segment = self._new_segment(number)
         try:
             _write_all(self._file, frame)
         except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, segment.size)
-                os.lseek(self._file, segment.size, os.SEEK_SET)
+            self._cut(segment.size)
             raise
         with self._lock:
             segment.size += len(frame)
@@ -150,12 +152,31 @@ class Spool:
         self._synced = segment.size, segment.samples, segment.last
 
     def _forget_unsynced(self, segment: _Segment) -> None:
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._file, self._synced[0])
-            os.lseek(self._file, self._synced[0], os.SEEK_SET)
-            with self._lock:
-                segment.size, segment.samples, segment.last = self._synced
-                self.next_number = self.durable_number + 1
+        self._cut(self._synced[0])
+        with self._lock:
+            segment.size, segment.samples, segment.last = self._synced
+            self.next_number = self.durable_number + 1
+
+    def _cut(self, size: int) -> None:
+        """Cuts the last segment's file back; where that fails, the next frame begins another segment.
+
+        Its name is that frame's number, and what stands in an earlier file from that number on is never read.
+        """
+        try:
+            os.ftruncate(self._file, size)
+            os.lseek(self._file, size, os.SEEK_SET)
+        except OSError as error:
+            self._spoilt = True
+            log.warning("a spool segment cannot be cut back to what is safe; another one is begun",
+                        extra={"file": str(self._segments[-1].path), "error": error.strerror or str(error)})
+
+    def _give_up(self, segment: _Segment) -> None:
+        """Removes a segment without frames, whose name the next one needs."""
+        segment.path.unlink(missing_ok=True)
+        with self._lock:
+            self._segments.remove(segment)
+        os.close(self._file)
+        self._file, self._spoilt = -1, False
 
     def _make_room(self, more: int, samples: int) -> None:
         while self.size_bytes + more > self.limit_bytes:
@@ -181,7 +202,7 @@ class Spool:
             raise
         if self._file >= 0:
             os.close(self._file)
-        self._file = file
+        self._file, self._spoilt = file, False
         segment = _Segment(path, number, _SEGMENT_HEADER_BYTES)
         with self._lock:
             self._segments.append(segment)
@@ -192,9 +213,9 @@ class Spool:
 
     def frames(self, after: int) -> Iterator[Frame]:
         """Frames with a number above ``after`` that are safe on the disk, in order.  Damage is stepped over."""
+        durable = self.durable_number  # first: a number up to it is then nowhere but where these segments say
         with self._lock:
             segments = list(self._segments)
-        durable = self.durable_number
         for place, segment in enumerate(segments):
             follower = segments[place + 1].first if place + 1 < len(segments) else durable + 1
             if follower - 1 <= after or (segment.last and segment.last <= after):
@@ -205,7 +226,7 @@ class Spool:
                 continue
             with file:
                 for _, frame in _frames_in(file):
-                    if after < frame.number <= durable:
+                    if after < frame.number <= durable and frame.number < follower:
                         yield frame
 
     # ---- acknowledging
@@ -270,12 +291,13 @@ class Spool:
 
     def _recover(self) -> None:
         paths = sorted(path for path in self.folder.iterdir() if path.suffix == _SUFFIX and path.stem.isdigit())
-        for path in paths:
+        for place, path in enumerate(paths):
+            follower = int(paths[place + 1].stem) if place + 1 < len(paths) else None
             with path.open("rb") as file:
                 head = file.read(_SEGMENT_HEADER_BYTES)
                 if head.startswith(_SEGMENT_MAGIC) and len(head) == _SEGMENT_HEADER_BYTES:
                     self.name = self.name or head[len(_SEGMENT_MAGIC):]
-                self._recover_segment(path, file, is_last=path is paths[-1])
+                self._recover_segment(path, file, follower)
         self.name = self.name or secrets.token_bytes(_NAME_BYTES)
         numbers = [segment.last for segment in self._segments] + [self.acknowledged]
         if paths:
@@ -284,12 +306,16 @@ class Spool:
         self.next_number = max(numbers) + 1
         self.durable_number = self.next_number - 1
 
-    def _recover_segment(self, path: Path, file: BinaryIO, is_last: bool) -> None:
+    def _recover_segment(self, path: Path, file: BinaryIO, follower: int | None) -> None:
+        """``follower`` is the next segment's first number, None of the last one."""
+        is_last = follower is None
         if is_last:
             _sync_file(path)  # what a killed process wrote and did not sync is read below, so it must be safe
         segment = _Segment(path, int(path.stem), os.fstat(file.fileno()).st_size)
         end, covered = _SEGMENT_HEADER_BYTES, _SEGMENT_HEADER_BYTES
         for at, frame in _frames_in(file):
+            if follower is not None and frame.number >= follower:
+                break  # its disk took it after all, when it had been appended again
             if at > end:
                 self.counts.damaged_stretches += 1
             end = covered = at + _FRAME.size + len(frame.payload)

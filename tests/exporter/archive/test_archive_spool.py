@@ -221,5 +221,57 @@ def test_a_segment_that_cannot_be_ended_safely_is_not_left_behind(tmp_path, monk
     assert payloads_in(spool) == [b"a" * 2000, b"b" * 1900, b"c" * 1000]
 
 
+@pytest.mark.parametrize("before", [[b"safe"], []])
+def test_what_cannot_be_cut_off_either_counts_for_nothing(tmp_path, monkeypatch, before):
+    """A disk that takes neither a sync nor a truncation: the file still holds what is appended again."""
+    spool = filled(tmp_path, before)
+    for payload in (b"one", b"two"):
+        spool.append(SAMPLES, payload, 2)
+    for name in ("fdatasync", "ftruncate"):
+        monkeypatch.setattr(os, name, lambda *_: _raise(OSError(errno.EIO, os.strerror(errno.EIO))))
+    with pytest.raises(OSError, match="Input/output"):
+        spool.sync()
+    assert payloads_in(spool) == before
+    if before:
+        with pytest.raises(OSError, match="Input/output"):
+            spool.append(SAMPLES, b"one", 2)  # the other segment cannot be begun yet
+    monkeypatch.undo()
+    spool.sync()
+    assert payloads_in(spool) == before, "a later sync took for safe what the kernel had forgotten"
+    numbers = [spool.append(SAMPLES, payload, 2) for payload in (b"ONE", b"TWO", b"three")]
+    assert numbers == [len(before) + place for place in (1, 2, 3)]
+    spool.sync()
+    assert payloads_in(spool) == [*before, b"ONE", b"TWO", b"three"]
+    assert spool.pending_samples == len(before) + 6
+    spool.close()
+    again = Spool(tmp_path)
+    assert payloads_in(again) == [*before, b"ONE", b"TWO", b"three"]
+    assert again.append(SAMPLES, b"four", 1) == len(before) + 4
+
+
+@pytest.mark.parametrize("before", [[b"safe"], []])
+def test_a_part_of_a_frame_that_cannot_be_cut_off_costs_no_other(tmp_path, monkeypatch, before):
+    spool = filled(tmp_path, before)
+    spool.append(SAMPLES, b"first", 1)
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:50]) if len(data) > 50 else _raise(
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    monkeypatch.setattr(os, "ftruncate", lambda *_: _raise(OSError(errno.EIO, os.strerror(errno.EIO))))
+    with pytest.raises(OSError, match="No space"):
+        spool.append(SAMPLES, b"x" * 60, 1)
+    monkeypatch.undo()
+    spool.append(SAMPLES, b"second", 1)
+    spool.append(SAMPLES, b"third", 1)
+    monkeypatch.setattr(os, "fdatasync", lambda *_: _raise(OSError(errno.EIO, os.strerror(errno.EIO))))
+    with pytest.raises(OSError, match="Input/output"):
+        spool.sync()
+    monkeypatch.undo()
+    assert payloads_in(spool) == [*before, b"first"]  # it was synced when the second segment was begun
+    spool.append(SAMPLES, b"second again", 1)
+    spool.sync()
+    spool.close()
+    assert payloads_in(Spool(tmp_path)) == [*before, b"first", b"second again"]
+
+
 def _raise(error):
     raise error
