@@ -50,7 +50,7 @@ def history_rows(
         try:
             return _from_exporter(question, exporter, token)
         except _NoAnswerError as error:
-            without = f"database, since {error}; the last minute may be missing"
+            without = f"database, since {error}; what is not archived yet is missing"
     try:
         with database() as opened:
             answer = ask(opened, fields, question, time.time())
@@ -58,7 +58,7 @@ def history_rows(
     except UsageError:
         raise
     except VirtgaugeError as error:
-        reason = without.removeprefix("database, ").removesuffix("; the last minute may be missing")
+        reason = without.removeprefix("database, ").removesuffix("; what is not archived yet is missing")
         raise VirtgaugeError(f"{error} ({reason})" if exporter else str(error)) from error
 
 

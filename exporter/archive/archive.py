@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -13,7 +12,8 @@ from collectors.batch import Batch
 from collectors.connection import ConnectionDownError
 from collectors.snapshot import Record
 from exporter.archive.connection import EMBEDDED, Address, FolderLock, address_of
-from exporter.archive.documents import RAW_PARTITIONS, Document, Host
+from exporter.archive.document_reader import Unsent
+from exporter.archive.documents import RAW_PARTITIONS, Column, Host
 from exporter.archive.embedded import EmbeddedServer
 from exporter.archive.errors import ArchiveError
 from exporter.archive.lease import HostLease
@@ -21,8 +21,9 @@ from exporter.archive.metrics import own_record
 from exporter.archive.reading import Reading
 from exporter.archive.recorder import Recorder
 from exporter.archive.spool import Spool
+from exporter.archive.timespan import Span
+from exporter.archive.unsent import unsent
 from exporter.archive.upkeep import Upkeep
-from exporter.archive.windows import Grouper
 from exporter.archive.writer import Patience, Writer
 from exporter.config import ArchiveSettings
 
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 _SERVER_ANSWER_S = 5.0
 _DRAIN_S = 5.0
-_RECENT_FRAMES = 40
 
 
 class HostOnce:
@@ -100,21 +100,12 @@ class Archive:
         """The archive's own series."""
         return own_record(self.spool, self.writer, sampled_at_s, self._wall_clock)
 
-    def unsealed(self, uuid: UUID) -> list[Document]:
-        """One object's newest samples as documents, oldest first, of what the database has not acknowledged.
+    def unsealed(self, uuid: UUID, span: Span, columns: Sequence[Column]) -> Unsent:
+        """One object's samples of a span in what the database has not acknowledged; blocks, for seconds in an outage.
 
-        Covers the open window and the last few before it, where they wait.  Ids are not those that will be stored,
-        and some of the samples may be stored already: tell them apart by time.
+        Some of them may be stored already: tell them apart by time.
         """
-        grouper, found = Grouper(), []
-        after = max(self.spool.acknowledged, self.spool.durable_number - _RECENT_FRAMES)
-        for frame in islice(self.spool.frames(after), _RECENT_FRAMES):
-            ended = grouper.add(frame)
-            if ended is not None:
-                found.append(ended)
-        if grouper.open is not None:
-            found.append(grouper.open)
-        return [document for group in found for document in group.documents(self.spool.name, uuid)]
+        return unsent(self.spool, uuid, span, columns)
 
     def stop(self) -> None:
         """Ends the open window and the threads; gives the database a few seconds to take what is spooled."""

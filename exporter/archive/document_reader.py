@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -38,8 +39,20 @@ _RAW_MARGIN_S = 330.0
 Database: TypeAlias = PyMongoDatabase[Any]
 """A database as pymongo gives it, whatever its documents are decoded to."""
 
-Unsealed = Callable[[UUID], Sequence[Document]]
-"""The raw documents of windows that are not in the database yet; any thread."""
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """Raw documents, oldest first, of samples that the database does not have, or may have; these columns only.
+
+    `left_out_before_s`: there may be older ones in the span, which would have taken too long; 0 where there are not.
+    """
+
+    documents: Sequence[Document] = ()
+    left_out_before_s: float = 0.0
+
+
+Unsealed = Callable[[UUID, Span, Sequence[Column]], Unsent]
+"""What of an object and a span is not in the database yet; any thread, blocks."""
 
 
 class DocumentReader:
@@ -79,9 +92,11 @@ class DocumentReader:
             if time.monotonic() > self._until_s:
                 raise HistoryError(f"the archive took longer than {ANSWER_S:g} s to read; ask for a shorter span")
 
-    def unsealed(self, uuid: UUID) -> Sequence[Document]:
-        """The windows that are not in the database yet."""
-        return self._unsealed(uuid) if self._unsealed is not None else ()
+    def unsealed(self, uuid: UUID, span: Span, columns: Sequence[Column]) -> Unsent:
+        """What is not in the database yet.  To be asked before the database: what is sent meanwhile is in both."""
+        if self._unsealed is None:
+            return Unsent()
+        return self._unsealed(uuid, Span(max(0.0, span.start_s - _RAW_MARGIN_S), span.end_s), columns)
 
     def check_schema(self) -> None:
         """Raises HistoryError where the database is of a newer schema than this program knows."""

@@ -41,7 +41,8 @@ class Series:
 class Reading:
     """What was read: `step_s` between points, 0 where they are the samples; `parts` in order of time.
 
-    `unsealed` says that the last minute, not yet in the database, is included.
+    `unsealed` says that the last minute, not yet in the database, is included; `left_out_before_s`, that after a long
+    outage older samples of that kind may be missing, 0 where none is.
     """
 
     span: Span
@@ -49,6 +50,7 @@ class Reading:
     parts: tuple[Part, ...]
     series: tuple[Series, ...]
     unsealed: bool
+    left_out_before_s: float = 0.0
 
 
 class History:
@@ -82,7 +84,7 @@ class History:
             Series(field, device, self._thinned(points, span, step_s, field.is_counter))
             for (field, device), points in found.points.items()
         )
-        return Reading(span, step_s, tuple(found.parts), series, found.unsealed)
+        return Reading(span, step_s, tuple(found.parts), series, found.unsealed, found.left_out_before_s)
 
     def parts(
         self, uuid: UUID, fields: Sequence[HistoryField], span: Span, resolution: Resolution
@@ -133,4 +135,7 @@ def resolution_text(reading: Reading) -> str:
         if words:
             words[-1] += f" until {iso(part.start_s)}, then"
         words.append(part.resolution)
-    return " ".join(words) + (", unsealed minute included" if reading.unsealed else "")
+    text = " ".join(words) + (", unsealed minute included" if reading.unsealed else "")
+    if reading.left_out_before_s:
+        text += f", without what is unsent from before {iso(reading.left_out_before_s)}"
+    return text

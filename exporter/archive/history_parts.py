@@ -39,11 +39,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class FoundParts:
-    """Points of each (field, device), ascending in time, and what they were read from."""
+    """Points of each (field, device), ascending in time, and what they were read from.
+
+    `unsealed`: samples that the database does not have are among them; `left_out_before_s`: older such ones may not be.
+    """
 
     parts: list[Part]
     points: dict[tuple[HistoryField, str], Points]
     unsealed: bool
+    left_out_before_s: float
 
 
 class PartReader:
@@ -61,6 +65,7 @@ class PartReader:
         self._parts: list[Part] = []
         self._pieces: dict[tuple[HistoryField, str], list[Points]] = {}
         self._live = False
+        self._left_out_before_s = 0.0
 
     def read(self, span: Span, resolution: Resolution) -> FoundParts:
         """Every point of the span at that resolution, and at others where it does not reach. Once an object."""
@@ -74,7 +79,7 @@ class PartReader:
         if begins_s < span.end_s:
             self._read_down(Span(max(span.start_s, begins_s), span.end_s), order)
         points = {(f, device): _joined(f, pieces) for (f, device), pieces in self._pieces.items()}
-        return FoundParts(self._parts, points, self._live)
+        return FoundParts(self._parts, points, self._live, self._left_out_before_s)
 
     def _begin_s(self, resolution: Resolution) -> float:
         """Where the oldest partition begins; infinite where there is none, except that raw may be unsealed yet."""
@@ -114,9 +119,12 @@ class PartReader:
 
     def _read_raw(self, span: Span) -> None:
         columns = [*self._columns, *(Column(VALUES, name, False, 1.0, "") for name in RESTART_COLUMNS)]
+        unsent = self._documents.unsealed(self._uuid, span, columns)
         stored = list(self._documents.documents(self._names, RAW, self._uuid, span, columns))
-        live = [d for d in self._documents.unsealed(self._uuid) if d["start"].timestamp() < span.end_s]
+        live = [d for d in unsent.documents if d["start"].timestamp() < span.end_s]
         self._live = bool(live)
+        if unsent.left_out_before_s > span.start_s:
+            self._left_out_before_s = unsent.left_out_before_s
         raw = raw_columns(_merged(stored, live), columns)
         self._parts.append(Part(RAW.name, span.start_s, span.end_s))
         for field in self._fields:

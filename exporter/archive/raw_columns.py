@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.archive.documents import VALUES, Column, milliseconds
+from exporter.archive.documents import VALUES, Column, Document, milliseconds
 from exporter.archive.points import Floats, Integers
 
 Key = tuple[str, str, str]
@@ -57,6 +57,22 @@ def wanted_projection(columns: Iterable[Column | tuple[Column, str]], head: Sequ
         if column.group != VALUES:
             found[f"{column.group}.device"] = 1
     return {"_id": 0, **found}
+
+
+def only_columns(document: Document, wanted: Iterable[Column]) -> Document:
+    """What `wanted_projection` leaves of a raw document, but for the head, which is whole."""
+    found = {name: value for name, value in document.items() if name != VALUES and not _is_group(value)}
+    for group, names in _names_by_group(wanted).items():
+        if group == VALUES:
+            found[group] = {name: column for name, column in document.get(group, {}).items() if name in names}
+        elif group in document:
+            found[group] = [{name: column for name, column in device.items() if name == "device" or name in names}
+                            for device in document[group]]
+    return found
+
+
+def _is_group(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def raw_columns(documents: Iterable[Mapping[str, Any]], wanted: Iterable[Column]) -> RawColumns:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from collectors.batch import Batch
 from exporter.archive.documents import Host
-from exporter.archive.spool import SAMPLES, SEAL, Spool, SpoolFullError
+from exporter.archive.spool import Spool, SpoolFullError
+from exporter.archive.spool_frames import SAMPLES, SEAL
 from exporter.archive.ticks import TickEncoder, samples_of
 from exporter.repeated_log import RepeatedLog
 

@@ -11,17 +11,19 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 import numpy as np
 
-from exporter.archive.document_reader import ANSWER_S, Database, Unsealed
-from exporter.archive.documents import FIVE_MINUTES, HOURLY, RAW, RESOLUTIONS, Resolution
+from exporter.archive.document_reader import ANSWER_S, Database, Unsealed, Unsent
+from exporter.archive.documents import FIVE_MINUTES, HOURLY, RAW, RESOLUTIONS, Column, Resolution
 from exporter.archive.domain_lookup import ArchivedDomain, all_domains
 from exporter.archive.history import History
 from exporter.archive.history_fields import HistoryField, HistoryFields
 from exporter.archive.history_parts import Part
 from exporter.archive.points import Floats, Points
 from exporter.archive.timespan import Span
+from exporter.archive.unsent import MOST_S
 from exporter.errors import UsageError
 from exporter.remote_read import Query, TimeSeries
 
@@ -31,6 +33,7 @@ DEFAULT_LABELS = {"job": "virtgauge", "instance": "{host}"}
 """`{host}` becomes the host's name. Those of the URL's query come on top, an empty one leaves its label out."""
 # Below PromQL's look-back of 300 s, which Prometheus 3 counts without its older end.
 _REPEAT_S = 240.0
+_NEWEST_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class RemoteAnswers:
         resolution = wanted_resolution(query)
         # A counter's value stands at the end of its point: the first one is that of the point before.
         earlier = Span(max(0.0, span.start_s - resolution.step_s), span.end_s)
-        found = History(self.database, self.unsealed).parts(domain.uuid, fields, earlier, resolution)
+        found = History(self.database, budget.within(self.unsealed)).parts(domain.uuid, fields, earlier, resolution)
         for (field, device), points in found.points.items():
             labels = {"__name__": field.metric, **own}
             if field.device_label:
@@ -100,6 +103,21 @@ class _Budget:
 
     left: int = MOST_SAMPLES
     until_s: float = dataclasses.field(default_factory=lambda: time.monotonic() + ANSWER_S)
+    spool_s: float = MOST_S
+
+    def within(self, unsealed: Unsealed | None) -> Unsealed | None:
+        """What the spool holds of the whole span, until that took too long: then of its newest minutes only."""
+        def bounded(uuid: UUID, span: Span, columns: Sequence[Column]) -> Unsent:
+            assert unsealed is not None
+            begun_s = time.monotonic()
+            if self.spool_s <= 0:
+                end_s = min(span.end_s, time.time())
+                span = Span(max(span.start_s, end_s - _NEWEST_S), span.end_s)
+            found = unsealed(uuid, span, columns)
+            self.spool_s -= time.monotonic() - begun_s
+            return found
+
+        return bounded if unsealed is not None else None
 
     def check_time(self) -> None:
         if time.monotonic() > self.until_s:

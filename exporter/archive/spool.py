@@ -1,9 +1,8 @@
 """The spool: frames on the local disk that are safe once ``sync`` returned, until the database has them.
 
 A folder of segment files named by their first frame's number.  A segment begins with a magic and the spool's own
-random name; a frame is ``magic | payload length | CRC-32 | kind | number | samples`` and the payload.  The CRC
-covers everything behind it.  After a damaged stretch, reading goes on at the next frame whose CRC is right; the
-unreadable end that a crash leaves is cut off.
+random name; spool_frames.py tells what a frame is.  After a damaged stretch, reading goes on at the next frame whose
+CRC is right; the unreadable end that a crash leaves is cut off.
 """
 
 from __future__ import annotations
@@ -15,40 +14,27 @@ import json
 import logging
 import os
 import secrets
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from exporter.archive.errors import SpoolError
+from exporter.archive.spool_frames import (
+    HEAD_BYTES,
+    NAME_BYTES,
+    SEGMENT_HEADER_BYTES,
+    SEGMENT_MAGIC,
+    Frame,
+    frames_between,
+    frames_in,
+)
 
 log = logging.getLogger(__name__)
 
-SAMPLES, SEAL = 1, 2
-"""Kinds of frames: a tick's samples; the end of a window before its time (no payload)."""
-
-_SEGMENT_MAGIC = b"VGSPOOL1"
-_NAME_BYTES = 16
-_SEGMENT_HEADER_BYTES = len(_SEGMENT_MAGIC) + _NAME_BYTES
-_FRAME_MAGIC = b"VGf\xf1"
-_FRAME = struct.Struct("<4sIIBQI")
-_CHECKED_FROM = 12  # kind, number, samples and payload are under the CRC
-_LONGEST_FRAME = 1 << 30
 _PROTECTED_SEGMENTS = 2  # may hold what is being sent; the oldest of the others is dropped when the spool is full
 _SUFFIX = ".spool"
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """``number`` counts frames from 1 on over the spool's life; ``samples`` is how many objects' samples it has."""
-
-    number: int
-    kind: int
-    samples: int
-    payload: bytes
 
 
 @dataclass(slots=True)
@@ -111,9 +97,7 @@ class Spool:
         Raises OSError where the disk refuses (nothing of the frame is left), and SpoolFullError by policy.
         """
         number = self.next_number
-        head = _FRAME.pack(_FRAME_MAGIC, len(payload), 0, kind, number, samples)
-        crc = zlib.crc32(payload, zlib.crc32(head[_CHECKED_FROM:]))
-        frame = b"".join((_FRAME.pack(_FRAME_MAGIC, len(payload), crc, kind, number, samples), payload))
+        frame = Frame(number, kind, samples, payload).packed()
         self._make_room(len(frame), samples)
         segment = self._segments[-1] if self._file >= 0 else None
         if segment is not None and self._spoilt and not segment.last:
@@ -194,7 +178,7 @@ class Spool:
         self.sync()
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _write_all(file, _SEGMENT_MAGIC + self.name)
+            _write_all(file, SEGMENT_MAGIC + self.name)
             _sync_folder(self.folder)
         except OSError:
             os.close(file)
@@ -203,31 +187,34 @@ class Spool:
         if self._file >= 0:
             os.close(self._file)
         self._file, self._spoilt = file, False
-        segment = _Segment(path, number, _SEGMENT_HEADER_BYTES)
+        segment = _Segment(path, number, SEGMENT_HEADER_BYTES)
         with self._lock:
             self._segments.append(segment)
-        self._synced = _SEGMENT_HEADER_BYTES, 0, 0
+        self._synced = SEGMENT_HEADER_BYTES, 0, 0
         return segment
 
     # ---- reading
 
     def frames(self, after: int) -> Iterator[Frame]:
         """Frames with a number above ``after`` that are safe on the disk, in order.  Damage is stepped over."""
+        for frames in self._safe(after):
+            yield from frames
+
+    def frames_newest_first(self, after: int) -> Iterator[Iterator[Frame]]:
+        """As ``frames``, segment by segment from the newest back; within a segment in order."""
+        yield from reversed(self._safe(after))
+
+    def _safe(self, after: int) -> list[Iterator[Frame]]:
+        """The safe frames of each segment that may have some above ``after``; a file is opened when it is read."""
         durable = self.durable_number  # first: a number up to it is then nowhere but where these segments say
         with self._lock:
             segments = list(self._segments)
+        found = []
         for place, segment in enumerate(segments):
             follower = segments[place + 1].first if place + 1 < len(segments) else durable + 1
-            if follower - 1 <= after or (segment.last and segment.last <= after):
-                continue
-            try:
-                file = segment.path.open("rb")
-            except FileNotFoundError:  # dropped meanwhile
-                continue
-            with file:
-                for _, frame in _frames_in(file):
-                    if after < frame.number <= durable and frame.number < follower:
-                        yield frame
+            if follower - 1 > after and not 0 < segment.last <= after:
+                found.append(frames_between(segment.path, after, min(durable + 1, follower)))
+        return found
 
     # ---- acknowledging
 
@@ -294,11 +281,11 @@ class Spool:
         for place, path in enumerate(paths):
             follower = int(paths[place + 1].stem) if place + 1 < len(paths) else None
             with path.open("rb") as file:
-                head = file.read(_SEGMENT_HEADER_BYTES)
-                if head.startswith(_SEGMENT_MAGIC) and len(head) == _SEGMENT_HEADER_BYTES:
-                    self.name = self.name or head[len(_SEGMENT_MAGIC):]
+                head = file.read(SEGMENT_HEADER_BYTES)
+                if head.startswith(SEGMENT_MAGIC) and len(head) == SEGMENT_HEADER_BYTES:
+                    self.name = self.name or head[len(SEGMENT_MAGIC):]
                 self._recover_segment(path, file, follower)
-        self.name = self.name or secrets.token_bytes(_NAME_BYTES)
+        self.name = self.name or secrets.token_bytes(NAME_BYTES)
         numbers = [segment.last for segment in self._segments] + [self.acknowledged]
         if paths:
             # Beyond any number that may have been used in a lost tail: an id must never come twice.
@@ -312,13 +299,13 @@ class Spool:
         if is_last:
             _sync_file(path)  # what a killed process wrote and did not sync is read below, so it must be safe
         segment = _Segment(path, int(path.stem), os.fstat(file.fileno()).st_size)
-        end, covered = _SEGMENT_HEADER_BYTES, _SEGMENT_HEADER_BYTES
-        for at, frame in _frames_in(file):
+        end, covered = SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES
+        for at, frame in frames_in(file):
             if follower is not None and frame.number >= follower:
                 break  # its disk took it after all, when it had been appended again
             if at > end:
                 self.counts.damaged_stretches += 1
-            end = covered = at + _FRAME.size + len(frame.payload)
+            end = covered = at + HEAD_BYTES + len(frame.payload)
             segment.samples += frame.samples
             segment.last = frame.number
         if covered < segment.size:
@@ -340,57 +327,6 @@ class SpoolFullError(OSError):
     def __init__(self, samples: int) -> None:
         super().__init__(errno.EDQUOT, "the archive spool has reached archive.spool.limit")
         self.samples = samples
-
-
-def _frames_in(file: BinaryIO) -> Iterator[tuple[int, Frame]]:
-    """(place, frame) of each frame whose CRC is right, with numbers that rise; looks on behind damage.
-
-    One frame is in memory at a time, unless there is damage: then what is left of the segment.
-    """
-    at, last = _SEGMENT_HEADER_BYTES, 0
-    while True:
-        file.seek(at)
-        head = file.read(_FRAME.size)
-        frame = _frame_at(head + file.read(_length_in(head)), 0)
-        if frame is None or frame.number <= last:
-            break
-        yield at, frame
-        last = frame.number
-        at += _FRAME.size + len(frame.payload)
-    file.seek(at)
-    for place, frame in _scan(file.read(), last):
-        yield at + place, frame
-
-
-def _length_in(head: bytes) -> int:
-    """How long a frame's payload is; 0 where its head is none."""
-    if len(head) < _FRAME.size or not head.startswith(_FRAME_MAGIC):
-        return 0
-    length: int = _FRAME.unpack(head)[1]
-    return length if length <= _LONGEST_FRAME else 0
-
-
-def _scan(data: bytes, last: int) -> Iterator[tuple[int, Frame]]:
-    """As `_frames_in`, of bytes that begin anywhere."""
-    at = 0
-    while (at := data.find(_FRAME_MAGIC, at)) >= 0:
-        frame = _frame_at(data, at)
-        if frame is None or frame.number <= last:
-            at += 1
-            continue
-        yield at, frame
-        last = frame.number
-        at += _FRAME.size + len(frame.payload)
-
-
-def _frame_at(data: bytes, at: int) -> Frame | None:
-    if at + _FRAME.size > len(data):
-        return None
-    _, length, crc, kind, number, samples = _FRAME.unpack_from(data, at)
-    end = at + _FRAME.size + length
-    if length > _LONGEST_FRAME or end > len(data) or zlib.crc32(memoryview(data)[at + _CHECKED_FROM:end]) != crc:
-        return None
-    return Frame(number, kind, samples, data[at + _FRAME.size:end])
 
 
 def _write_all(file: int, data: bytes) -> None:

@@ -185,6 +185,14 @@ def samples_of(plan: Plan) -> int:
                 if any(isinstance(row.declaration, Field) and row.declaration.archive for row in p.layout.measured)})
 
 
+def wall_ms_of(payload: bytes) -> int | None:
+    """The wall clock of a payload, which is not decoded; None for bytes that no encoder wrote."""
+    if len(payload) < _HEAD.size:
+        return None
+    wall_ms: int = _HEAD.unpack_from(payload)[2]
+    return wall_ms
+
+
 def present(tick: Tick) -> list[int]:
     """Numbers of the entries that have a sample in the tick."""
     found: list[int] = np.flatnonzero(tick.offsets_ms != _ABSENT).tolist()

@@ -17,7 +17,7 @@ from uuid import UUID
 from bson.binary import Binary
 
 from exporter.archive.documents import SCHEMA_VERSION, Document, Host, Resolution, binary_uuid, object_uuid
-from exporter.archive.spool import Frame
+from exporter.archive.spool_frames import Frame
 from exporter.archive.windows import Group, Grouper
 
 AUDIT = Resolution("audit", 0, 0, "%Y")

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from exporter.archive.documents import Host
-from exporter.archive.spool import SAMPLES, Spool
+from exporter.archive.spool import Spool
+from exporter.archive.spool_frames import SAMPLES
 from exporter.archive.trail_documents import payload_of
 from exporter.repeated_log import RepeatedLog
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from collectors.batch import Booleans, Floats
 from exporter.archive.documents import VALUES, Document, Window, window_origin
-from exporter.archive.spool import SEAL, Frame
+from exporter.archive.spool_frames import SEAL, Frame
 from exporter.archive.tick_forms import Place
 from exporter.archive.ticks import Entry, Tick, TickDecoder, present
 

@@ -63,7 +63,8 @@ def spooling(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     """A tick's way into the spool: the first one, the usual one, one after guests came and went."""
     import bson
 
-    from exporter.archive.spool import SAMPLES, Spool
+    from exporter.archive.spool import Spool
+    from exporter.archive.spool_frames import SAMPLES
     from exporter.archive.ticks import TickEncoder
     from exporter.archive.windows import groups
     from tests.exporter.archive.archive_samples import HOST, Guests

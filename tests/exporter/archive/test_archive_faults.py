@@ -14,11 +14,12 @@ import pytest
 from pymongo import MongoClient
 
 from exporter.archive.archive import Archive
-from exporter.archive.documents import Host
+from exporter.archive.documents import VALUES, Column, Host
 from exporter.archive.errors import ArchiveBusyError
 from exporter.archive.faults import Fault
 from exporter.archive.lease import LEASE_S
 from exporter.archive.seen_objects import SeenObjects
+from exporter.archive.timespan import Span
 from exporter.config import ArchiveSettings
 from tests.exporter.archive.archive_rig import (
     HOST,
@@ -33,9 +34,10 @@ from tests.exporter.archive.archive_rig import (
     uri_of,
     wait_until,
 )
-from tests.exporter.archive.archive_samples import Guests, stored_of, truth_of
+from tests.exporter.archive.archive_samples import Guests, stored_of, truth_of, uuid_of
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+CPU_TIME = Column(VALUES, "cpu_time_ns", True, 1e-9, "")
 
 
 def test_every_sample_is_stored_once_and_equal(archive_server, database_name, tmp_path):
@@ -107,7 +109,7 @@ def test_a_stopped_server_stops_nothing_else(own_server, tmp_path):
             run.sample(14)
             assert run.archive.spool.counts.spooled_samples - before == 14 * 3
             wait_until(lambda: run.archive.writer.counts.fault is Fault.UNREACHABLE, "the fault is told")
-            waiting = run.archive.unsealed(UUID("abc00000-0000-4000-8000-000000000000"))
+            waiting = run.archive.unsealed(UUID(uuid_of(0)), Span(START_S, run.clock_s), [CPU_TIME]).documents
             assert sum(document["count"] for document in waiting) >= 14
         finally:
             os.kill(pid, signal.SIGCONT)

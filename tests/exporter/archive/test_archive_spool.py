@@ -10,7 +10,8 @@ import shutil
 import pytest
 
 from exporter.archive.errors import SpoolError
-from exporter.archive.spool import SAMPLES, Spool, SpoolFullError
+from exporter.archive.spool import Spool, SpoolFullError
+from exporter.archive.spool_frames import SAMPLES
 
 
 def filled(folder, payloads, **options):

@@ -8,7 +8,7 @@ import bson
 import pytest
 
 from collectors.snapshot import Record, Snapshot, Subject
-from exporter.archive.spool import SAMPLES, SEAL, Frame
+from exporter.archive.spool_frames import SAMPLES, SEAL, Frame
 from exporter.archive.ticks import TickDecoder, TickEncoder, present
 from exporter.archive.windows import Grouper, groups
 from tests.exporter.archive.archive_samples import HOST, Guests, stored_of, truth_of, uuid_of

@@ -13,6 +13,7 @@ import pytest
 
 from collectors import COLLECTORS
 from exporter import cli
+from exporter.archive.document_reader import Unsent
 from exporter.archive.history_fields import HistoryFields
 from exporter.history_api import HistoryApi
 from exporter.history_output import with_unit
@@ -109,7 +110,7 @@ def test_a_file_is_written(history, guest, tmp_path):
 
 def test_a_running_exporter_is_asked_first_and_has_the_unsealed_minute(history, guest, database):
     live = raw_documents(guest, samples(guest, NOW - 1800, NOW)[-4:])
-    with serving(HistoryApi(lambda: database, HistoryFields(COLLECTORS), lambda uuid: live)) as url:
+    with serving(HistoryApi(lambda: database, HistoryFields(COLLECTORS), lambda *_: Unsent(live))) as url:
         status, out, err = history("web1", "--format", "json", exporter=url)
         assert status == 0, err
         assert f"points from exporter at {url} (raw, unsealed minute included)" in err
@@ -124,7 +125,7 @@ def test_without_an_exporter_the_database_answers_and_it_is_said(history, guest)
     status, out, err = history("web1", "--format", "json", exporter=f"http://127.0.0.1:{free_port()}")
     assert status == 0
     assert "from database, since no exporter answers at http://127.0.0.1:" in err
-    assert "the last minute may be missing (raw)" in err
+    assert "what is not archived yet is missing (raw)" in err
     assert json.loads(out)
 
 

@@ -11,6 +11,7 @@ from pymongo import MongoClient
 from pymongo.monitoring import CommandListener
 
 from collectors import COLLECTORS
+from exporter.archive.document_reader import Unsent
 from exporter.archive.documents import Host
 from exporter.archive.domain_lookup import all_domains, find_domain
 from exporter.archive.field_points import columns_of
@@ -155,7 +156,7 @@ def test_where_rollups_end_the_samples_go_on_and_the_unsealed_minute_is_the_end(
     store(database, [*rollup_documents(guest, [row for row in rows if row[0] < T0 + 9 * HOUR]), *documents[:-1]])
     # What is not acknowledged yet begins in the middle of a window that is stored.
     live = raw_documents(guest, rows[-2:], window_s=600)
-    history = History(database, unsealed=lambda uuid: live if uuid == guest.uuid else [])
+    history = History(database, unsealed=lambda uuid, *_: Unsent(live if uuid == guest.uuid else []))
     reading = history.read(guest.uuid, [FIELDS.named("cpu.usage_cores")], Span(T0, T0 + 10 * HOUR + 180))
     assert [(p.resolution, p.start_s, p.end_s) for p in reading.parts] == [
         ("five_minutes", T0, T0 + 9 * HOUR), ("raw", T0 + 9 * HOUR, T0 + 10 * HOUR + 180)]
@@ -165,6 +166,38 @@ def test_where_rollups_end_the_samples_go_on_and_the_unsealed_minute_is_the_end(
     assert not np.isnan(points.average).any()
     assert points.times_s[-1] == T0 + 10 * HOUR
     assert points.count.sum() == len(rows)
+
+
+def test_unsent_samples_that_are_left_out_are_spoken_of(database):
+    guest = Guest("web1")
+    rows = samples(guest, T0 + HOUR - 120, T0 + HOUR + 180, every_s=60)
+    store(database, raw_documents(guest, rows[:1]))
+    live = raw_documents(guest, rows[2:])
+    history = History(database, unsealed=lambda *_: Unsent(live, T0 + HOUR))
+    for since_s, told in ((T0, ", without what is unsent from before 2026-11-20T01:00:00Z"), (T0 + HOUR, "")):
+        reading = history.read(guest.uuid, [FIELDS.named("cpu.usage_cores")], Span(since_s, T0 + HOUR + 180))
+        assert resolution_text(reading) == "raw, unsealed minute included" + told
+
+
+def test_what_is_sent_while_a_question_is_answered_is_not_missing(database):
+    guest = Guest("web1")
+    documents = raw_documents(guest, samples(guest, T0, T0 + 600, every_s=60))
+    store(database, documents[:-4])
+
+    def unsealed(*_):
+        found = Unsent(documents[-4:])
+        store(database, documents[-4:-2])  # the writer goes on meanwhile
+        return found
+
+    reading = History(database, unsealed).read(guest.uuid, [FIELDS.named("memory.used")], Span(T0, T0 + 600))
+    assert len(only(reading)) == 10
+
+    def sent(*_):
+        store(database, documents[-2:])
+        return Unsent()
+
+    reading = History(database, sent).read(guest.uuid, [FIELDS.named("memory.used")], Span(T0, T0 + 600))
+    assert len(only(reading)) == 10
 
 
 @pytest.mark.parametrize("days", [1, 30])
