@@ -5,6 +5,7 @@ Three families: ``tinkoff`` (also AlexZzz, rumanzo), ``inovex``, ``kumina`` (als
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -175,8 +176,7 @@ def with_old_numbers(records: Sequence[Record]) -> list[Record]:
 
 def _with_old_numbers(record: Record) -> Record:
     if record.source == "kernel":
-        states = {f"{key[:-len('time')]}state": 1 for key in record.stats if _VCPU_TIME.fullmatch(key)}
-        return replace(record, stats={**record.stats, **states})
+        return replace(record, stats={**record.stats, **_vcpu_states(tuple(record.stats))})
     if "sample.complete" in record.stats:
         return replace(record, stats={**record.stats, "sample.timed-out": not record.stats["sample.complete"]})
     for constant in record.constants:
@@ -184,6 +184,12 @@ def _with_old_numbers(record: Record) -> Record:
         if kind in JOB_TYPES:
             return replace(record, stats={**record.stats, "job.type": JOB_TYPES.index(kind)})
     return record
+
+
+@functools.lru_cache(4096)
+def _vcpu_states(keys: tuple[str, ...]) -> Mapping[str, int]:
+    """The states of the vCPUs whose times are among the keys, which stay the same from sample to sample."""
+    return {f"{key.removesuffix('time')}state": 1 for key in keys if _VCPU_TIME.fullmatch(key)}
 
 
 class OldPools:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 from xml.etree import ElementTree
@@ -21,6 +21,8 @@ _KSM = ("shared", "sharing", "unshared", "volatile")
 _MOST_CELLS = 1024
 _CAPABILITIES_S = 60.0
 """How long the capabilities are kept: the daemon makes them anew at each call, and they say what hardly changes."""
+_NAME_S = 3600.0
+"""How long the host's name is kept: libvirtd may ask name servers for it, and hosts are hardly ever renamed."""
 
 
 def _field(source: str, name: str, text: str, kind: Kind = Kind.GAUGE, scale: float = 1.0, since: str = "0.9.3",
@@ -92,10 +94,11 @@ class HostSource:
     period_s = 15.0
     deadline_s = 10.0
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, clock: Callable[[], float] = time.monotonic) -> None:
         self._inventory = inventory
+        self._clock = clock
         self._running: tuple[RunningDomain, ...] = ()
-        self._hostname = ""
+        self._hostname: tuple[float, str] | None = None
         self._capabilities: tuple[float, str] | None = None
 
     def parts(self, session: Session, scope: Scope) -> Sequence[str]:
@@ -106,10 +109,12 @@ class HostSource:
         return [self._name(session) if part == "name" else self._host(session)]
 
     def _name(self, session: Session) -> Record:
-        """Who the host is: a part of its own, asked once, since libvirtd may ask the name servers for it."""
+        """Who the host is: a part of its own, since asking for its name may take libvirtd long."""
         read_at_s, connection = time.monotonic(), session.connection
-        self._hostname = self._hostname or str(connection.getHostname())
-        constant = Constant(NODE_INFO, (("hostname", self._hostname), ("model", str(connection.getInfo()[0]))))
+        now_s = self._clock()
+        if self._hostname is None or now_s - self._hostname[0] > _NAME_S:
+            self._hostname = (now_s, str(connection.getHostname()))
+        constant = Constant(NODE_INFO, (("hostname", self._hostname[1]), ("model", str(connection.getInfo()[0]))))
         return Record(SUBJECT, "host-name", {}, read_at_s, (constant,))
 
     def _host(self, session: Session) -> Record:
@@ -144,7 +149,7 @@ class HostSource:
         return stats
 
     def _capabilities_of(self, session: Session) -> str:
-        now_s = time.monotonic()
+        now_s = self._clock()
         if self._capabilities is None or now_s - self._capabilities[0] > _CAPABILITIES_S:
             text = session.support.ask("getCapabilities", session.connection.getCapabilities)
             self._capabilities = (now_s, text or "<capabilities/>")

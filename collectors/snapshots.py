@@ -38,8 +38,13 @@ SNAPSHOTS = Collector(name="snapshots", help="Snapshots and checkpoints of each 
                       declarations=_declarations())
 
 
+_ANEW = 4
+"""Of so many known ones the time is read again at each reading, the longest known first: nothing but its XML tells that
+one was deleted and made anew under its name. Who has no more of them is always right."""
+
+
 class SnapshotSource:
-    """Reads the lists of the domains that have any, which two calls for all domains tell; a snapshot's XML once."""
+    """Reads the lists of the domains that have any, which two calls for all domains tell; of few snapshots the XML."""
 
     collector = SNAPSHOTS.name
     period_s = 60.0
@@ -83,14 +88,14 @@ class SnapshotSource:
             yield Record(domain_subject(part), self.collector, stats, read_at_s)
 
     def _times(self, key: tuple[str, str], found: Sequence[Any]) -> list[int]:
+        """When each was made; `_created` has them in the order in which they were read, the latest last."""
         known = self._created.get(key, {})
-        times: dict[str, int] = {}
-        for one in found:
-            name = str(one.getName())
-            created = known.get(name)
-            if created is None:
+        by_name = {str(one.getName()): one for one in found}
+        kept = [name for name in known if name in by_name][_ANEW:]
+        times = {name: known[name] for name in kept}
+        for name, one in by_name.items():
+            if name not in times:
                 match = _CREATED.search(unless_gone(partial(one.getXMLDesc, 0)) or "")
-                created = int(match.group(1)) if match else 0
-            times[name] = created
+                times[name] = int(match.group(1)) if match else 0
         self._created[key] = times
         return [created for created in times.values() if created]

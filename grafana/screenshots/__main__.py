@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="pictures-") as folder, Scene(Path(folder)) as scene:
         arrange(scene.hosts)
         print(f"the guests work for {chosen.minutes:g} minutes; Prometheus is {scene.prometheus.url('/')}", flush=True)
-        operate(scene.control, chosen.minutes * 60, lambda: scene.hosts["alpha"].qemu_pid("batch1"))
+        operate(scene.control, chosen.minutes * 60, scene.mishaps)
         status = draw(scene.prometheus.url(""), chosen.minutes, chosen.only)
         while chosen.hold and sys.stdin.readline():
             operate(scene.control, 60)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable
 
@@ -22,20 +20,17 @@ def arrange(hosts: dict[str, PrivateHypervisor]) -> None:
     file.write_text("\n".join(line for line in spare.splitlines() if "<uuid>" not in line and "<mac " not in line))
     beta.virsh("define", str(file))
     beta.virsh("autostart", "spare1")
-    beta.virsh("snapshot-create-as", "mail1", "before-the-update")
+    beta.virsh("snapshot-create-as", "web2", "before-the-update")
 
 
-def operate(control: ControlService, seconds: float, victim: Callable[[], int] | None = None) -> None:
-    """For so long: guests paused and resumed, a dry run, refusals and a failure.
-
-    At half time the QEMU is killed whose process id `victim` gives: the guest crashes, and a rule starts it again.
-    """
+def operate(control: ControlService, seconds: float, mishaps: Callable[[], None] | None = None) -> None:
+    """For so long: guests paused and resumed, a dry run, refusals and a failure; `mishaps` at half time."""
     end_s = time.monotonic() + seconds
     turn = 0
     while (left := end_s - time.monotonic()) > 0:
-        if victim is not None and left < seconds / 2:
-            os.kill(victim(), signal.SIGKILL)
-            victim = None
+        if mishaps is not None and left < seconds / 2:
+            mishaps()
+            mishaps = None
         for verb, guest, body in plan(turn):
             control.ask("POST", f"/api/v1/domains/{guest}/{verb}", body)
             time.sleep(min(PAUSE_S, max(0.0, left)))

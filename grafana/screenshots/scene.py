@@ -1,11 +1,14 @@
 """What the pictures show: two private hypervisors with guests at work, watched, archived, operated and scraped.
 
-One guest is a noisy neighbour, one is held back by its disk's limit, one is short of memory, one is paused and one
-that should run is off, so that each dashboard has something to say. All figures are measured; none is made up.
+One guest is a noisy neighbour, one is held back by its disk's limit, one is short of memory, one is paused, one that
+should run is off, and one finds its storage full, so that each dashboard has something to say. All figures are
+measured; none is made up.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,11 +19,10 @@ import yaml
 
 from exporter.demonstration.acceleration import accelerator
 from exporter.demonstration.guest_console import GuestConsole
-from exporter.demonstration.guest_definition import Accelerator, Guest
+from exporter.demonstration.guest_definition import Accelerator, Disk, Guest
 from exporter.demonstration.guest_image import GuestImage, cache_folder, guest_image
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from exporter.demonstration.private_namespaces import BRIDGE_ADDRESS, BRIDGE_MAC
-from exporter.demonstration.programs import run_program
 from exporter.monitoring_mixin import FOLDER, knobs, rules
 from tests.control_service import ControlService
 from tests.live.alerting import alertmanager_server
@@ -42,6 +44,8 @@ class Role:
     orders: tuple[str, ...] = ()
     vcpus: int = 1
     write_limit_bytes: int = 0
+    room_bytes: int = 0  # of the file system its image lies on, if that is one of its own
+    late: tuple[str, ...] = ()  # orders from the mishaps on
 
 
 HOSTS: dict[str, tuple[Role, ...]] = {
@@ -53,7 +57,8 @@ HOSTS: dict[str, tuple[Role, ...]] = {
     ),
     "beta": (
         Role("web2", "Shop, front end", {"cpu": "10", "pings": f"{PINGS},300,0.1"}, ("read 262144 4096",)),
-        Role("mail1", "Mail", {"write": str(256 << 10)}, ("write 4194304 4096", "flush", "read 1048576 16384")),
+        Role("mail1", "Mail", {"write": str(256 << 10)}, ("write 4194304 4096", "flush", "read 1048576 16384"),
+             room_bytes=12 * MIB, late=("write 33554432 65536",)),
         Role("build1", "Build host", {"mem": "20"}, ("cpu 30", "write 8388608 131072", "cpu 5")),
     ),
 }
@@ -70,6 +75,7 @@ class Scene:
         self.consoles: dict[str, GuestConsole] = {}
         self._ending = ExitStack()
         self._over = threading.Event()
+        self._late = threading.Event()
 
     def __enter__(self) -> Self:
         try:
@@ -82,6 +88,11 @@ class Scene:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._ending.close()
+
+    def mishaps(self) -> None:
+        """A QEMU ends, whose guest a rule starts again, and a guest's storage fills up."""
+        os.kill(self.hosts["alpha"].qemu_pid("batch1"), signal.SIGKILL)
+        self._late.set()
 
     def _start(self) -> None:
         cache = cache_folder()
@@ -156,7 +167,7 @@ class Scene:
     def _drive(self, role: Role) -> None:
         """The guest's orders over and over; a paused guest does not answer, and is asked again."""
         while not self._over.is_set():
-            for order in role.orders:
+            for order in (*role.orders, *(role.late if self._late.is_set() else ())):
                 try:
                     self.consoles[role.name].order(order, timeout_s=30)
                 except Exception:  # noqa: BLE001  # whatever it is, the scene goes on without this guest's order
@@ -167,8 +178,8 @@ class Scene:
 
 def start(hypervisor: PrivateHypervisor, role: Role, kind: Accelerator, image: GuestImage) -> GuestConsole:
     """The role's guest on a thin image, defined, so that it can be off; with a limit and an owner where it has them."""
-    disk = hypervisor.new_disk(role.name, DISK_BYTES)
-    run_program(["qemu-img", "create", "-q", "-f", "qcow2", str(disk.file), str(DISK_BYTES)], timeout_s=30)
+    disk = small_storage(hypervisor, role) if role.room_bytes else hypervisor.new_disk(role.name, DISK_BYTES)
+    hypervisor.run("qemu-img", "create", "-q", "-f", "qcow2", str(disk.file), str(DISK_BYTES))
     guest = Guest(role.name, role.title, kind, role.vcpus, disks=(disk,), interfaces=(hypervisor.new_interface(),),
                   balloon_period_s=5, boot_orders=role.boot)
     xml = hypervisor.definition(guest, image).replace('name="qemu" type="raw"', 'name="qemu" type="qcow2"')
@@ -183,6 +194,14 @@ def start(hypervisor: PrivateHypervisor, role: Role, kind: Accelerator, image: G
     hypervisor.virsh("define", str(file))
     hypervisor.virsh("start", role.name)
     return hypervisor.console(role.name)
+
+
+def small_storage(hypervisor: PrivateHypervisor, role: Role) -> Disk:
+    """A disk whose image lies on a file system of its own, which the hypervisor's namespaces take with them."""
+    folder = hypervisor.folder / "images" / role.name
+    folder.mkdir()
+    hypervisor.run("mount", "-t", "tmpfs", "-o", f"size={role.room_bytes}", role.name, str(folder))
+    return Disk(folder / f"{role.name}-vda.qcow2", "vda", serial=f"{role.name}-vda")
 
 
 def answers() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from grafana.source.fleet import ALERTS, EVENTS, STARTS
 from grafana.source.grid import Dashboard, Row
 from grafana.source.infinity import Past, history
 from grafana.source.panels import ALARM, ORANGE, YES_NO, Query, graph, listing, number, timeline
-from grafana.source.states import STATE, STATE_WORDS
+from grafana.source.states import DISK_ERROR, DISK_ERROR_WORDS, STATE, STATE_WORDS
 
 DEVICE = "{{target_device}}"
 
@@ -41,9 +41,11 @@ DOMAIN = Dashboard(
                    "max(libvirt_domain_monitor_busy_seconds{@domain})", steps=ALARM, width=3),
         )),
         Row("What happened", (
-            timeline("State and its reason", "The guest's state over time: 'paused: io_error' is a guest whose storage failed, "
-                     "'paused: user' one that somebody paused. The marks in the graphs below are starts, events and alerts.",
-                     Query(STATE, "{{domain}}"), words=STATE_WORDS, height=4),
+            timeline("State and its reason", "The guest's state over time: 'paused: io_error' is a guest whose storage "
+                     "failed, 'paused: user' one that somebody paused. A line of a disk's own says why that disk holds the "
+                     "guest up, within a minute. The marks in the graphs below are starts, events and alerts.",
+                     Query(STATE, "{{domain}}"), Query(DISK_ERROR, DEVICE), words={**STATE_WORDS, **DISK_ERROR_WORDS},
+                     height=5),
             timeline("Sample", "Whether libvirt answered in full. In part: the figures that are missing are absent, "
                      "never zero; the reason says why.",
                      Query("min(libvirt_domain_sample_complete{@domain})", "complete"),

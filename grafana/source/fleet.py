@@ -42,6 +42,7 @@ OPERATIONS = Annotation(
 """A switch away: a busy service would fill the graphs with them."""
 GUEST = {"instance": "Host", "domain": "Guest"}
 TROUBLE = f'libvirt_domain_state_reason{{@domain,state!="running",reason=~"{"|".join(ERRORS)}"}}'
+DISK = 'label_join(libvirt_domain_block_error_info{@domain}, "disk", ": ", "target_device", "error")'
 SEVERITIES = {"critical": ("critical", RED), "warning": ("warning", ORANGE), "info": ("info", "blue")}
 
 FLEET = Dashboard(
@@ -65,8 +66,9 @@ FLEET = Dashboard(
         )),
         Row("Who is unwell, and why", (
             listing("Guests that are unwell", "Only guests with something wrong, and only what is wrong, from where "
-                    "alerts would fire if it lasted: state, steal, memory, slow requests, use near a limit set for the guest, "
-                    "swapping, packets lost, figures that libvirt gave only in part. A click leads to the guest.",
+                    "alerts would fire if it lasted: state, the disk whose error paused the guest, steal, memory, slow "
+                    "requests, use near a limit set for the guest, swapping, packets lost, figures that libvirt gave only "
+                    "in part. A click leads to the guest.",
                     Query(f"max by (instance, domain, state, reason) ({TROUBLE})"),
                     Query("max by (instance, domain) (libvirt_domain_autostart{@domain} == 1 and on (job, instance, domain) "
                           'libvirt_domain_state{@domain,state=~"shutoff|crashed"} == 1)', "Autostart",
@@ -84,7 +86,9 @@ FLEET = Dashboard(
                     Query(f"max by (instance, domain) ({LOST}) > {levels.LOST_FROM}", "Loses packets", "pps", coloured=True, steps=upper(0)),
                     Query("min by (instance, domain) (libvirt_domain_sample_complete{@domain} == 0)", "libvirt answers",
                           words={"0": ("in part", ORANGE)}),
-                    labels={"domain": "Guest", "instance": "Host", "state": "State", "reason": "Because of"},
+                    Query(f"max by (instance, domain, disk) ({DISK})"),
+                    labels={"domain": "Guest", "instance": "Host", "state": "State", "reason": "Because of",
+                            "disk": "Disk in error"},
                     words={"reason": {reason: (reason, RED) for reason in ERRORS}},
                     links={"domain": guest_link("data.fields"), "instance": host_link("data.fields")},
                     sort="State", height=8, empty="All guests are well"),

@@ -29,3 +29,9 @@ STATE_WORDS = {
     **{str(_number(state)): (state, STATE_COLOURS[state]) for state in STATES},
     **{str(_number(state, reason)): (f"{state}: {reason}", RED if reason in ERRORS else STATE_COLOURS[state])
        for state, reasons in TOLD.items() for reason in reasons}}
+
+_ERROR = "libvirt_domain_block_error_info"
+DISK_ERROR = (f'max by (target_device) ({_ERROR}{{@domain,error="no_space"}} or '
+              f'{_ERROR}{{@domain,error!="no_space"}} * 2)')
+"""1 and 2 for what holds up a guest's disk: numbers that no state has, so that both fit into one timeline."""
+DISK_ERROR_WORDS = {"1": ("no space left", RED), "2": ("I/O error", RED)}

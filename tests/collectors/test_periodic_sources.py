@@ -11,7 +11,7 @@ import pytest
 from collectors import COLLECTORS, SOURCES
 from collectors.background import HASTENED_S
 from collectors.connection import Opener, Session
-from collectors.host import huge_pages
+from collectors.host import HostSource, huge_pages
 from collectors.inventory import Inventory
 from collectors.job_reading import FAST_S
 from collectors.periodic import RunningDomain, Scope, Source
@@ -72,7 +72,7 @@ def test_host(session: Session) -> None:
     assert "libvirt_node_memory_free_bytes" not in shown  # the test driver does not tell
 
 
-def test_the_hosts_name_is_asked_once_and_its_capabilities_once_a_minute(
+def test_the_hosts_name_is_asked_once_an_hour_and_its_capabilities_once_a_minute(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libvirtd asks the name servers for the name, and makes the capabilities anew at each call."""
@@ -80,10 +80,14 @@ def test_the_hosts_name_is_asked_once_and_its_capabilities_once_a_minute(
     for name in ("getHostname", "getCapabilities"):
         real = getattr(session.connection, name)
         monkeypatch.setattr(session.connection, name, lambda name=name, real=real: (asked.append(name), real())[1])
-    source = made("host")
+    now_s = [1000.0]
+    source = HostSource(Inventory(), lambda: now_s[0])
     first = page(session, source)
     assert page(session, source).keys() == first.keys()
     assert sorted(asked) == ["getCapabilities", "getHostname"]
+    now_s[0] += 3601
+    monkeypatch.setattr(session.connection, "getHostname", lambda: "renamed")
+    assert 'libvirt_node_info{hostname="renamed",model="i686"}' in page(session, source)
 
 
 def test_a_sum_over_domains_is_absent_while_one_is_not_known(session: Session) -> None:
@@ -143,6 +147,34 @@ def test_snapshots_of_domains_running_or_not(session: Session) -> None:
             one.delete(0)
         writer.close()
     assert page(session, source) == {}
+
+
+@pytest.mark.parametrize(("many", "readings"), [(4, 1), (9, 3)])
+def test_a_snapshot_made_anew_under_its_name_has_its_new_time(session: Session, many: int, readings: int) -> None:
+    source = made("snapshots")
+    writer: Any = libvirt.open("test:///default")
+    domain = writer.lookupByName("test")
+
+    def make(number: int, created: int) -> None:
+        xml = (f"<domainsnapshot><name>s{number}</name><state>shutoff</state><creationTime>{created}</creationTime>"
+               f"{domain.XMLDesc(0)}</domainsnapshot>")
+        domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+
+    try:
+        for number in range(many):
+            make(number, 100 + number)
+        page(session, source)
+        for anew in range(many):
+            domain.snapshotLookupByName(f"s{anew}").delete(0)
+            make(anew, 200 + anew)
+            for _ in range(readings):
+                shown = page(session, source)
+            assert shown['libvirt_domain_snapshot_newest_timestamp_seconds{domain="test"}'] == 200 + anew
+        assert shown['libvirt_domain_snapshot_oldest_timestamp_seconds{domain="test"}'] == 200
+    finally:
+        for one in domain.listAllSnapshots(0):
+            one.delete(0)
+        writer.close()
 
 
 def test_nothing_is_asked_of_domains_that_are_not_watched(session: Session) -> None:

@@ -50,7 +50,6 @@ UNUSED = {
                                                   "the volume; the event is what matters",
     "libvirt_domain_job_": "details of a job for who looks into one; the panels show what decides it",
     "libvirt_domain_block_job_": "details of a disk's job",
-    "libvirt_domain_block_error_info": "the runbooks of the alerts on a guest that an I/O error paused name it",
     "libvirt_domain_checkpoint_": "their number is shown",
     "libvirt_domain_block_request_duration_seconds": "only disks that somebody gave latency histograms have them",
     "libvirt_domain_block_stats_interval_": "only disks that somebody gave timed groups have them",

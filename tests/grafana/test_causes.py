@@ -13,7 +13,7 @@ import yaml
 from collectors.domain import REASONS, STATES
 from grafana.source.causes import OF_LIMIT
 from grafana.source.panels import expanded, ours
-from grafana.source.states import ERRORS, STATE, STATE_WORDS
+from grafana.source.states import DISK_ERROR, DISK_ERROR_WORDS, ERRORS, STATE, STATE_WORDS
 from tests.grafana.expressions import FOLDER, plain, targets
 
 FLEET = FOLDER / "dashboards" / "virtgauge-fleet.json"
@@ -104,7 +104,9 @@ WELL = {
     f"libvirt_domain_sample_complete{{{GUEST}}}": "1x10",
 }
 UNWELL: dict[str, Series] = {
-    "": states("paused", "io_error"), "Autostart": states("shutoff", "shutdown"),
+    "Because of": states("paused", "io_error"),
+    "Disk in error": {f'libvirt_domain_block_error_info{{{DISK},error="no_space"}}': "1x10"},
+    "Autostart": states("shutoff", "shutdown"),
     "Worst steal": {f'libvirt_domain_vcpu_steal_ratio{{{GUEST},vcpu="1"}}': "0.4x10"},
     "Memory used": {f"libvirt_domain_memory_used_ratio{{{GUEST}}}": "0.98x10"},
     "Slowest disk": {f"libvirt_domain_block_flush_latency_seconds{{{DISK}}}": "0.4x10"},
@@ -113,10 +115,18 @@ UNWELL: dict[str, Series] = {
     "Loses packets": {f"libvirt_domain_interface_stats_receive_drops_total{{{DISK}}}": "0+600x10"},
     "libvirt answers": {f"libvirt_domain_sample_complete{{{GUEST}}}": "0x10"},
 }
+
+
+def last_label(expr: str) -> str:
+    """The label that a query without a column of its own is there for."""
+    return expr.partition(")")[0].rpartition(" ")[2]
+
+
 (PANEL,) = {target.panel["title"]: target.panel for target in targets(FLEET)
             if target.panel["title"] == "Guests that are unwell"}.values()
 ORGANIZED = next(one["options"]["renameByName"] for one in PANEL["transformations"] if one["id"] == "organize")
-COLUMNS = {ORGANIZED.get(f"Value #{target['refId']}", ""): target["expr"] for target in PANEL["targets"]}
+COLUMNS = {ORGANIZED.get(f"Value #{target['refId']}") or ORGANIZED[last_label(target["expr"])]: target["expr"]
+           for target in PANEL["targets"]}
 
 
 def test_each_cause_has_a_column() -> None:
@@ -127,11 +137,22 @@ def test_each_cause_has_a_column() -> None:
 def test_a_guest_that_is_unwell_is_listed_and_one_that_is_well_is_not(tmp_path: Path, column: str) -> None:
     assert values(tmp_path, COLUMNS[column], WELL) == []
     bad = {one: text for one, text in {**WELL, **UNWELL[column]}.items()
-           if column or 'reason="booted"' not in one}
+           if column != "Because of" or 'reason="booted"' not in one}
     ((labels, _),) = values(tmp_path, COLUMNS[column], bad)
     assert (labels["domain"], labels["instance"]) == ("web1", "h")
-    if not column:
+    if column == "Because of":
         assert (labels["state"], labels["reason"]) == ("paused", "io_error")
+    if column == "Disk in error":
+        assert labels["disk"] == "vda: no_space"
+
+
+def test_what_holds_up_each_disk_is_told_in_words_that_no_state_has(tmp_path: Path) -> None:
+    series = {f'libvirt_domain_block_error_info{{{GUEST},target_device="{disk}",error="{error}"}}': "1x10"
+              for disk, error in (("vda", "no_space"), ("vdb", "unspecified"))}
+    shown = {labels["target_device"]: DISK_ERROR_WORDS[f"{value:.0f}"][0]
+             for labels, value in values(tmp_path, expanded(DISK_ERROR), series)}
+    assert shown == {"vda": "no space left", "vdb": "I/O error"}
+    assert not set(DISK_ERROR_WORDS) & set(STATE_WORDS)
 
 
 def test_programs_of_others_are_none_of_virtgauge(tmp_path: Path) -> None:
