@@ -1,7 +1,8 @@
 """What libvirt keeps of each domain besides its XML: autostart, persistence, a saved image, its warnings.
 
-The switches are read by one call each for all domains.  The warnings need a call for each domain, but they change
-as good as only when it starts: they are read then, after events, and otherwise every ten minutes, spread over them.
+The switches are read by one call each for all domains.  The warnings need a call for each domain (0.1 ms of libvirtd
+and here together): at each reading for those that run.  One that is off gets none without an event: it is asked every
+ten minutes, spread over them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from .inventory import Inventory
 from .periodic import RunningDomain, Scope, share
 from .snapshot import Record, Value
 
-MESSAGES_S = 600.0
-"""Time between two readings of a domain's warnings where no event tells of the domain."""
+MESSAGES_S = 55.0
+"""Time between two readings of a running domain's warnings, but for events: less than the period, whose readings are
+not quite even, and more than the time between two readings that events ask for."""
+OFF_S = 600.0
+"""The same of a domain that is off."""
+_MOST_TEXTS = 1000
 _DEPRECATION = 1  # virDomainMessageType
 _SWITCHES = ("autostart", "persistent", "managed-save")
 
@@ -40,8 +45,8 @@ SETTINGS = Collector(
         _switch("persistent", "persistent", "the domain is defined for good"),
         _switch("managed-save", "managed_save", "a saved image waits for the domain's next start"),
         *(Field(f"settings.messages.{kind}", "libvirt_domain_messages", Kind.GAUGE,
-                "Number of libvirt's warnings about the domain by kind, read when it starts, after its events and "
-                "every ten minutes; absent without any (virDomainGetMessages, "
+                "Number of libvirt's warnings about the domain by kind, read every minute and after its events; "
+                "absent without any (virDomainGetMessages, "
                 "settings.messages.deprecation, settings.messages.tainting, count).", fixed=(("kind", kind),),
                 since="7.1.0", zero_is_unknown=True) for kind in ("deprecation", "tainting")),
     ),
@@ -63,6 +68,7 @@ class SettingsSource:
         self._messages: dict[Key, Record] = {}
         self._due_s: dict[Key, float] = {}
         self._touched: set[str] = set()
+        self._kinds: dict[tuple[str, ...], Mapping[str, int]] = {}  # by the texts, the same for many domains
 
     def invalidate(self, uuid: str) -> None:
         """Read a domain's warnings at the next reading.  Any thread."""
@@ -110,20 +116,27 @@ class SettingsSource:
         with self._lock:
             before_s = self._due_s.pop(key, None)  # where reading fails, the next one tries again
         self._messages.pop(key, None)
-        domain = lookup(session, part.uuid)
+        domain = _running(session, part.uuid) if part.id >= 0 else lookup(session, part.uuid)
         if domain is None:
             return
-        counts = {f"settings.messages.{kind}": count for kind, count in _counts(session, domain).items() if count}
+        counts = {f"settings.messages.{kind}": count for kind, count in self._counts(session, domain).items() if count}
         if counts:
             self._messages[key] = Record(domain_subject(part), "messages", counts, read_at_s)
         with self._lock:
-            self._due_s[key] = self._clock() + MESSAGES_S * (share(part.uuid) if before_s is None else 1.0)
+            wait_s = MESSAGES_S if part.id >= 0 else OFF_S * (share(part.uuid) if before_s is None else 1.0)
+            self._due_s[key] = self._clock() + wait_s
+
+    def _counts(self, session: Session, domain: Any) -> Mapping[str, int]:
+        """How many warnings of each kind; mostly there are none, or those of before, which one call tells."""
+        every = tuple(session.support.ask("messages", lambda: domain.messages(0)) or ())
+        if every and every not in self._kinds:
+            if len(self._kinds) >= _MOST_TEXTS:
+                self._kinds = {}
+            deprecation = len(domain.messages(_DEPRECATION))
+            self._kinds[every] = {"deprecation": deprecation, "tainting": max(0, len(every) - deprecation)}
+        return self._kinds.get(every, {})
 
 
-def _counts(session: Session, domain: Any) -> Mapping[str, int]:
-    """How many warnings of each kind; mostly there are none, which one call tells."""
-    every = session.support.ask("messages", lambda: domain.messages(0))
-    if not every:
-        return {}
-    deprecation = len(domain.messages(_DEPRECATION))
-    return {"deprecation": deprecation, "tainting": max(0, len(every) - deprecation)}
+def _running(session: Session, uuid: str) -> Any:
+    """A running domain without a call of its own for finding it; None where it has ended."""
+    return next(iter(session.domains([uuid])), None)
