@@ -20,7 +20,11 @@ from exporter.control.webhook import Alert
 
 _KEPT_S = 90 * 86400.0
 MOST_WAITING = 10_000
+MOST_WAITING_BYTES = 32 << 20
 """Alerts in the queue; what comes above it is told to come again, and Alertmanager does."""
+MOST_ACT_BYTES = 64 << 20
+"""Alerts of acts that ended; the oldest above it are forgotten, as firings that are over above MOST_ENDED."""
+MOST_ENDED = 200_000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS alerts (id INTEGER PRIMARY KEY, received_s REAL NOT NULL, alert TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS acts (
@@ -114,9 +118,10 @@ class AlertStore:
         """All of them, safe on the disk when this returns. Raises UnreachableError where too many wait already."""
         rows = [(now_s, json.dumps(alert.as_json())) for alert in alerts]
         with self._using() as database:
-            waiting = database.execute("SELECT count(*) FROM alerts").fetchone()[0]
-            if waiting + len(rows) > MOST_WAITING:
-                raise UnreachableError(f"{waiting} alerts wait already, and no more than {MOST_WAITING} are kept",
+            waiting, size = database.execute("SELECT count(*), total(length(alert)) FROM alerts").fetchone()
+            if waiting + len(rows) > MOST_WAITING or size + sum(len(row[1]) for row in rows) > MOST_WAITING_BYTES:
+                raise UnreachableError(f"{waiting} alerts wait already, and no more than {MOST_WAITING} or "
+                                       f"{MOST_WAITING_BYTES >> 20} MiB are kept",
                                        next_step="send them again later; see what holds the rules in the log")
             database.executemany("INSERT INTO alerts (received_s, alert) VALUES (?, ?)", rows)
 
@@ -231,12 +236,17 @@ class AlertStore:
         return left
 
     def forget_old(self, now_s: float) -> None:
-        """What ended three months ago; an alert that fires for so long may then be acted upon once more."""
+        """What ended three months ago, or is too much; an alert that fires for so long may be acted upon once more."""
         before_s = now_s - _KEPT_S
+        over = "state NOT IN ('pending', 'approved', 'retry', 'acting')"
         with self._using() as database:
-            database.execute("DELETE FROM acts WHERE changed_s < ? AND state NOT IN ('pending', 'approved', 'retry',"
-                             " 'acting')", (before_s,))  # fmt: skip
+            database.execute(f"DELETE FROM acts WHERE changed_s < ? AND {over}", (before_s,))
+            database.execute("DELETE FROM acts WHERE id IN (SELECT id FROM (SELECT id, sum(length(alert)) OVER"
+                             f" (ORDER BY changed_s DESC, id DESC) AS size FROM acts WHERE {over}) WHERE size > ?)",
+                             (MOST_ACT_BYTES,))  # fmt: skip
             database.execute("DELETE FROM ended WHERE at_s < ?", (before_s,))
+            database.execute("DELETE FROM ended WHERE rowid IN (SELECT rowid FROM ended ORDER BY at_s DESC, rowid DESC"
+                             " LIMIT -1 OFFSET ?)", (MOST_ENDED,))  # fmt: skip
             database.execute("DELETE FROM ways_back WHERE act NOT IN (SELECT id FROM acts)")
 
     def keep_way_back(self, number: int, steps: list[Any]) -> None:

@@ -18,6 +18,8 @@ from exporter.control.errors import InvalidError
 MOST_ALERTS = 2000
 _MOST_LABELS = 100
 _LONGEST_TEXT = 4096
+_MOST_LABEL_BYTES = 64 * 1024
+"""Of all labels of an alert as it is kept, with its act for months; real ones have a few hundred."""
 _DEEPEST = 12
 
 
@@ -67,6 +69,8 @@ def _alert(number: int, alert: object) -> Alert:
         raise wrong("has no labels, or too many")
     if not all(isinstance(value, str) and max(len(key), len(value)) <= _LONGEST_TEXT for key, value in labels.items()):
         raise wrong("has a label that is no text, or too long")
+    if len(json.dumps(labels)) > _MOST_LABEL_BYTES:
+        raise wrong(f"has labels of more than {_MOST_LABEL_BYTES >> 10} KiB in all")
     status = alert.get("status")
     if status not in ("firing", "resolved"):
         raise wrong("has a status that is neither firing nor resolved")
