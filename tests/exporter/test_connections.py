@@ -186,7 +186,7 @@ def trickle(sock, piece, pause_s=0.05, within_s=30):
 
 
 def test_a_head_or_body_that_trickles_in_is_cut_off(served_by):
-    with served_by("REQUEST_HEAD_S=0.4", "REQUEST_BODY_S=0.4") as server:
+    with served_by("REQUEST_HEAD_S=1.0", "REQUEST_BODY_S=1.0") as server:
         head, body = server.connect(), server.connect()
         head.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
         assert trickle(head, b"a: b\r\n")
@@ -196,7 +196,7 @@ def test_a_head_or_body_that_trickles_in_is_cut_off(served_by):
 
 
 def test_a_silent_client_is_cut_off_at_the_handshake_or_the_head(served_by):
-    with served_by("REQUEST_HEAD_S=0.4", "HANDSHAKE_S=0.4") as server:
+    with served_by("REQUEST_HEAD_S=1.0", "HANDSHAKE_S=1.0") as server:
         assert ended(server.connect(tls=False))
         half = server.connect(tls=False)
         half.sendall(b"\x16\x03\x01" if server.context else b"GE")

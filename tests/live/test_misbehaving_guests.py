@@ -1,6 +1,7 @@
 """The whole story, with nothing played: a guest misbehaves, the exporter sees it, the shipped alert fires in
 Prometheus, Alertmanager sends the webhook, the shipped rule acts on the guest in libvirt, the alert resolves, and the
-audit trail, also in the archive's database, holds all of it.
+audit trail, also in the archive's database, holds all of it. One test tells it, under each mode; further misfortunes of
+the same guest follow.
 
 Times are shortened (tests/live/alerting.py); of the rules their mode, host and waits are this test's.
 """
@@ -12,9 +13,9 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -22,8 +23,6 @@ from pymongo import MongoClient
 
 from exporter.archive.embedded import EmbeddedServer
 from exporter.archive.trail_reading import archived_records
-from exporter.command_rules import SHIPPED
-from exporter.control.audit import Trail
 from exporter.control.errors import ControlError, RefusedError
 from exporter.demonstration.guest_console import GuestConsole
 from exporter.demonstration.guest_definition import Accelerator
@@ -33,75 +32,23 @@ from tests.control_service import ControlService
 from tests.live.alerting import Alerting, RecordedWebhooks, hastened
 from tests.live.misbehaving_guest import CURRENT_MIB, MisbehavingGuest
 from tests.live.operating import Operator, eventually
+from tests.live.rule_story import Record, Rules, Story
 
 # What a guest of 128 MiB under emulation can do.
 KNOBS = {"guest_memory_ratio": "0.6", "noisy_disk_bytes_per_second": "500000", "disk_latency_seconds": "0.000001"}
-Record = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 
-class Rules:
-    """The shipped rules in the service's file, with the modes a test wants."""
+@dataclass(frozen=True)
+class Stage:
+    """All that a scene plays with."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.tries = 240
-        self.prometheus = ""
-        """Asked before each act whether the alert still fires, where it is not empty."""
-        self.set()
-
-    def set(self, **modes: str) -> None:
-        """Mode by rule, `_` for `-`; the others are off, as shipped."""
-        text = SHIPPED.read_text()
-        asked = "# prometheus: http://localhost:9090"
-        assert asked in text
-        if self.prometheus:
-            text = text.replace(asked, f"prometheus: {self.prometheus}")
-        text = text.replace('"localhost(:.*)?"', '"127.0.0.1:.*"')
-        text = re.sub(r"every: 60s", "every: 1s", re.sub(r"cooldown: \w+", "cooldown: 0s", text))
-        assert "times: 240" in text
-        text = text.replace("times: 240", f"times: {self.tries}")
-        smaller = (("change_mib: 256", "change_mib: 32"), ("_mib: 4096", "_mib: 64"), ("20971520", "200704"))
-        for shipped, small in smaller:
-            text = text.replace(shipped, small)
-        for name, mode in modes.items():
-            old = f"  - name: {name.replace('_', '-')}\n"
-            assert old in text
-            head, tail = text.split(old)
-            text = head + old + tail.replace("mode: off", f"mode: {mode}", 1)
-        self.file.with_suffix(".new").write_text(text)
-        self.file.with_suffix(".new").replace(self.file)
-
-
-class Story:
-    """The service's side: its trail, from where a scene begins."""
-
-    def __init__(self, service: ControlService, rules: Rules) -> None:
-        self.service = service
-        self.rules = rules
-        self.trail = Trail(service.state / "control" / "audit.jsonl")
-        self._from = 0
-
-    def begin(self, **modes: str) -> None:
-        """A new scene with these modes."""
-        self.rules.set(**modes)
-        self._from = len(self.trail.records())
-
-    def told(self) -> list[Record]:
-        """The scene's records about rules and acts."""
-        return [dict(record) for record in self.trail.records()[self._from:]]
-
-    def wait_for(self, event: str) -> Record:
-        """The scene's first record of this event."""
-        def seen() -> list[Record]:
-            return [record for record in self.told() if record["event"] == event]
-
-        try:
-            found: list[Record] = eventually(seen, f"the record {event}", 60)
-        except AssertionError as error:
-            log = (self.service.folder / "log").read_text()
-            raise AssertionError(f"{error}; trail: {self.told()}; log: {log[-4000:]}") from None
-        return found[0]
+    guest: MisbehavingGuest
+    alerting: Alerting
+    webhooks: RecordedWebhooks
+    story: Story
+    operator: Operator
+    database: EmbeddedServer
 
 
 @pytest.fixture(scope="module")
@@ -161,19 +108,38 @@ def alerting(
         yield made
 
 
+@pytest.fixture
+def stage(
+    guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, story: Story, operator: Operator,
+    database: EmbeddedServer,
+) -> Stage:
+    return Stage(guest, alerting, webhooks, story, operator, database)
+
+
 def test_two_minutes_are_a_second() -> None:
     text = '        expr: |\n          increase(x{a="[5m]"}[10m]) > 0 unless y offset 10m\n        for: 15m\n'
     assert hastened(text) == (
         '        expr: |\n          increase(x{a="[2s]"}[5s]) > 0 unless y offset 5s\n        for: 7s\n')
 
 
-def test_full_storage_under_dry_run_changes_nothing(
-    guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, story: Story, operator: Operator
+@pytest.mark.timeout(900)
+def test_a_guest_misbehaves_an_alert_fires_a_rule_acts_and_the_trail_holds_the_whole_story(
+    stage: Stage, load_guest: GuestConsole
 ) -> None:
+    _full_storage_under_dry_run_changes_nothing(stage)
+    _full_storage_under_approve_goes_on_once_there_is_room(stage)
+    _a_noisy_disk_under_enforce_is_limited_until_the_alert_resolves(stage, load_guest)
+    _the_trail_is_whole_and_archived(stage)
+    runs = _runs(stage.story)
+    assert runs["resume-after-io-error", "dry-run"] == runs["resume-after-io-error", "done"] == 1
+    assert runs["limit-noisy-disk", "done"] == runs["limit-noisy-disk", "undone"] == 1
+
+
+def _full_storage_under_dry_run_changes_nothing(stage: Stage) -> None:
+    guest, webhooks, story, prometheus = stage.guest, stage.webhooks, stage.story, stage.alerting.prometheus
     story.begin(resume_after_io_error="dry-run")
     guest.fill_storage()
     before = guest.describes()
-    prometheus = alerting.prometheus
     prometheus.wait_for('libvirt_domain_state_reason{domain="victim",state="paused",reason="io_error"} == 1')
     prometheus.wait_for('libvirt_domain_events_total{domain="victim",event="io_error",detail=~".*enospc.*"} == 1')
     alert = webhooks.wait_for("LibvirtDomainPausedByError", "victim", "firing")
@@ -187,17 +153,16 @@ def test_full_storage_under_dry_run_changes_nothing(
     assert "begin" not in [record["event"] for record in story.told()]
 
     with pytest.raises(ControlError, match="paused again"):
-        operator("domain.resume", "victim")
+        stage.operator("domain.resume", "victim")
     guest.make_room()
-    assert operator("domain.resume", "victim").after["state"] == "running"
+    assert stage.operator("domain.resume", "victim").after["state"] == "running"
     webhooks.wait_for("LibvirtDomainPausedByError", "victim", "resolved")
     story.wait_for("rule-resolved")
     guest.take_room()
 
 
-def test_full_storage_under_approve_goes_on_once_there_is_room(
-    guest: MisbehavingGuest, alerting: Alerting, story: Story
-) -> None:
+def _full_storage_under_approve_goes_on_once_there_is_room(stage: Stage) -> None:
+    guest, story = stage.guest, stage.story
     story.begin(resume_after_io_error="approve")
     guest.fill_storage()
     story.wait_for("rule-pending")
@@ -221,7 +186,55 @@ def test_full_storage_under_approve_goes_on_once_there_is_room(
     assert f"approved by {approved['actor']}" in ends[-1]["actor"]
     assert ends[-1]["after"]["state"] == "running"
     story.wait_for("rule-resolved")
-    alerting.wait_firing("LibvirtDomainPausedByError", "victim", now=False)
+    stage.alerting.wait_firing("LibvirtDomainPausedByError", "victim", now=False)
+
+
+def _a_noisy_disk_under_enforce_is_limited_until_the_alert_resolves(stage: Stage, load_guest: GuestConsole) -> None:
+    guest, webhooks, story = stage.guest, stage.webhooks, stage.story
+    story.rules.prometheus = stage.alerting.prometheus.url("/")
+    story.begin(limit_noisy_disk="enforce")
+    load_guest.order("wrate 40960")
+    guest.write_steadily(2 << 20)
+    alert = webhooks.wait_for("LibvirtDomainDiskNoisy", "victim", "firing")
+    assert alert["labels"]["target_device"] == "vda"
+    acted = story.wait_for("rule-acted")
+    _measured(next(record for record in story.told() if record["event"] == "begin"), acted)
+    assert guest.iotune() == {"total_bytes_sec": 200704}
+    webhooks.wait_for("LibvirtDomainDiskNoisy", "victim", "resolved")  # the limit itself made it quiet
+    guest.write_steadily(0)
+    load_guest.order("idle")
+    eventually(lambda: [r for r in story.told() if r.get("outcome") == "undone"], "the limit is lifted")
+    assert guest.iotune() == {}
+    assert webhooks.alerts("LibvirtDomainDiskNoisy", "load", "firing") == []
+    # Somebody plays the same alert again: Prometheus, asked back, knows better.
+    story.begin(limit_noisy_disk="enforce")
+    played = {"alerts": [{**alert, "startsAt": datetime.now(UTC).isoformat()}]}
+    assert story.service.ask("POST", "/api/v1/alerts", played, token="operator")[0] == 202
+    assert story.wait_for("rule-skipped")["skipped"] == "resolved"
+    assert guest.iotune() == {}
+    story.rules.prometheus = ""
+
+
+def _the_trail_is_whole_and_archived(stage: Stage) -> None:
+    guest, story = stage.guest, stage.story
+    done = story.service.run("control", "audit", "--domain", "victim", "--verify", "--newest", "200", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    local = [record for record in story.trail.records() if _is_of(record, guest.uuid)]
+    assert len(local) > 15
+
+    def archived() -> bool:
+        with MongoClient(stage.database.uri(60), tz_aware=True, uuidRepresentation="standard") as client:
+            found = list(archived_records(client["virtgauge"], domain=str(UUID(guest.uuid))))
+        return [record["hash"] for record in found] == [record["hash"] for record in local]
+
+    eventually(archived, "the archive has the guest's whole story", 30)
+
+
+def _runs(story: Story) -> dict[tuple[str, str], float]:
+    """Each rule's runs by result, as the service's page counts them."""
+    page = story.service.ask("GET", "/metrics", token="reader")[1]
+    runs = re.findall(r'^virtgauge_control_rule_runs_total{result="(.*)",rule="(.*)"} (.*)$', page, re.M)
+    return {(rule, result): float(count) for result, rule, count in runs}
 
 
 def test_what_a_rule_cannot_do_wakes_people(
@@ -259,33 +272,6 @@ def test_memory_pressure_under_enforce_raises_the_balloon(
     webhooks.wait_for("LibvirtDomainMemoryPressure", "victim", "resolved")
 
 
-def test_a_noisy_disk_under_enforce_is_limited_until_the_alert_resolves(
-    guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, load_guest: GuestConsole, story: Story
-) -> None:
-    story.rules.prometheus = alerting.prometheus.url("/")
-    story.begin(limit_noisy_disk="enforce")
-    load_guest.order("wrate 40960")
-    guest.write_steadily(2 << 20)
-    alert = webhooks.wait_for("LibvirtDomainDiskNoisy", "victim", "firing")
-    assert alert["labels"]["target_device"] == "vda"
-    acted = story.wait_for("rule-acted")
-    _measured(next(record for record in story.told() if record["event"] == "begin"), acted)
-    assert guest.iotune() == {"total_bytes_sec": 200704}
-    webhooks.wait_for("LibvirtDomainDiskNoisy", "victim", "resolved")  # the limit itself made it quiet
-    guest.write_steadily(0)
-    load_guest.order("idle")
-    eventually(lambda: [r for r in story.told() if r.get("outcome") == "undone"], "the limit is lifted")
-    assert guest.iotune() == {}
-    assert webhooks.alerts("LibvirtDomainDiskNoisy", "load", "firing") == []
-    # Somebody plays the same alert again: Prometheus, asked back, knows better.
-    story.begin(limit_noisy_disk="enforce")
-    played = {"alerts": [{**alert, "startsAt": datetime.now(UTC).isoformat()}]}
-    assert story.service.ask("POST", "/api/v1/alerts", played, token="operator")[0] == 202
-    assert story.wait_for("rule-skipped")["skipped"] == "resolved"
-    assert guest.iotune() == {}
-    story.rules.prometheus = ""
-
-
 def test_a_panic_is_dumped_and_restarted_once_approved(
     guest: MisbehavingGuest, alerting: Alerting, webhooks: RecordedWebhooks, story: Story, operator: Operator
 ) -> None:
@@ -315,11 +301,11 @@ def test_a_panic_is_dumped_and_restarted_once_approved(
     steps = [told.index(f"rule-{word}") for word in ("pending", "approved", "acts", "acted", "resolved")]
     assert steps == sorted(steps)
     assert told.index("rule-acts") < told.index("begin") < told.index("end") < told.index("rule-acted")
+    assert _runs(story)["dump-and-restart-crashed", "done"] == 1
 
 
-def test_a_guest_whose_qemu_died_is_started_again(
-    guest: MisbehavingGuest, hypervisor: PrivateHypervisor, alerting: Alerting, story: Story
-) -> None:
+def test_a_guest_whose_qemu_died_is_started_again(stage: Stage, hypervisor: PrivateHypervisor) -> None:
+    guest, story, alerting = stage.guest, stage.story, stage.alerting
     story.begin(restart_crashed="enforce")
     before = guest.describes()
     stopped = 'sum(libvirt_domain_events_total{domain="victim",event="stopped",detail=~"crashed|failed"})'
@@ -332,23 +318,7 @@ def test_a_guest_whose_qemu_died_is_started_again(
     assert guest.describes() != before
     (begun,) = [record for record in story.told() if record["event"] == "begin"]
     assert (begun["operation"], begun["before"]["state"]) == ("domain.start", "shutoff")
-
-
-def test_the_trail_is_whole_and_archived(story: Story, database: EmbeddedServer, guest: MisbehavingGuest) -> None:
-    done = story.service.run("control", "audit", "--domain", "victim", "--verify", "--newest", "200", "-o", "json")
-    assert done.returncode == 0, done.stderr
-    local = [record for record in story.trail.records() if _is_of(record, guest.uuid)]
-    assert len(local) > 20
-
-    def archived() -> bool:
-        with MongoClient(database.uri(60), tz_aware=True, uuidRepresentation="standard") as client:
-            found = list(archived_records(client["virtgauge"], domain=str(UUID(guest.uuid))))
-        return [record["hash"] for record in found] == [record["hash"] for record in local]
-
-    eventually(archived, "the archive has the guest's whole story", 30)
-    page = story.service.ask("GET", "/metrics", token="reader")[1]
-    assert 'virtgauge_control_rule_runs_total{result="done",rule="dump-and-restart-crashed"} 1.0' in page
-    assert 'virtgauge_control_rule_runs_total{result="dry-run",rule="resume-after-io-error"} 1.0' in page
+    assert _runs(story)["restart-crashed", "done"] == 1
 
 
 def _is_of(record: Record, uuid: str) -> bool:

@@ -343,6 +343,7 @@ def test_the_webhook_needs_a_token_with_the_right_role(tmp_path: Path) -> None:
         assert service.run("control", "rules", "go").returncode == 0
         assert service.process is not None
         service.process.send_signal(signal.SIGUSR1)
+        end_s = time.monotonic() + 30
         while not service.ask("GET", "/api/v1/rules", token="reader")[1]["stopped"]:
             assert time.monotonic() < end_s
             time.sleep(0.05)
