@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana.source import infinity, levels
 from grafana.source.causes import LATENCY, OF_LIMIT
-from grafana.source.fleet import ALERTS, EVENTS, STARTS
+from grafana.source.fleet import ALERTS_OF_GUEST, EVENTS, STARTS
 from grafana.source.grid import Dashboard, Row
 from grafana.source.infinity import Past, history
 from grafana.source.panels import ALARM, ORANGE, YES_NO, Query, graph, listing, number, timeline
@@ -13,7 +13,7 @@ from grafana.source.states import DISK_ERROR, DISK_ERROR_WORDS, STATE, STATE_WOR
 DEVICE = "{{target_device}}"
 
 DOMAIN = Dashboard(
-    uid="virtgauge-domain", title="virtgauge / Domain", domains="one", annotations=(ALERTS, STARTS, EVENTS),
+    uid="virtgauge-domain", title="virtgauge / Domain", domains="one", annotations=(ALERTS_OF_GUEST, STARTS, EVENTS),
     more_annotations=(infinity.acts(),), more_variables=(infinity.variable("archive"), infinity.variable("control")),
     description="Why is this guest slow, and what happened to it? Its state, CPUs, memory, disks and interfaces in the "
                 "order in which work flows through them.",
@@ -95,10 +95,6 @@ DOMAIN = Dashboard(
                   "whatever the guest says of itself.", "percentunit",
                   Query("max by (vcpu) (libvirt_domain_vcpu_steal_ratio{@domain})", "vCPU {{vcpu}}"),
                   steps=levels.STEAL, empty="Not measured"),
-            graph("Wait of each vCPU", "Share of time each vCPU slept or waited for I/O. Absent where the host's kernel "
-                  "does not tell.", "percentunit",
-                  Query("max by (vcpu) (rate(libvirt_domain_vcpu_wait_seconds_total{@domain}[$__rate_interval]))",
-                        "vCPU {{vcpu}}"), empty="This host's kernel does not tell"),
             graph("CPU inside and around the guest", "All CPU time of the guest's process against that of its vCPUs: "
                   "the difference is QEMU's own work, mostly I/O. What of the vCPUs' time was not the guest's own code "
                   "went into exits and emulation. Kernel and user are the host's view of it. Dashed lines are quotas set.",
@@ -111,15 +107,19 @@ DOMAIN = Dashboard(
                   Query("max(rate(libvirt_domain_cpu_system_seconds_total{@domain}[$__rate_interval]))", "kernel"),
                   Query("max(libvirt_domain_limit_cores{@domain})", "quota of all"),
                   Query("max(libvirt_domain_limit_vcpu_cores{@domain} * libvirt_domain_info_virtual_cpus{@domain})",
-                        "quota of the vCPUs"), dashed="quota.*"),
+                        "quota of the vCPUs"), dashed="quota.*", aside=True, width=24),
+            graph("Wait of each vCPU", "Share of time each vCPU slept or waited for I/O. Absent where the host's kernel "
+                  "does not tell.", "percentunit",
+                  Query("max by (vcpu) (rate(libvirt_domain_vcpu_wait_seconds_total{@domain}[$__rate_interval]))",
+                        "vCPU {{vcpu}}"), width=8, empty="This host's kernel does not tell"),
             graph("pCPU of each vCPU", "The number of the pCPU that each vCPU ran on last. Many changes cost caches; "
                   "steal beside a line that never moves is pinning.", "none",
                   Query("max by (vcpu) (libvirt_domain_vcpu_cpu{@domain})", "vCPU {{vcpu}}"), calcs=("lastNotNull",),
-                  decimals=0),
-            graph("vCPUs, and use of all of them", "Use of the vCPUs together, this week and the last.", "percentunit",
+                  numbers=True, width=8),
+            graph("Use of all vCPUs", "Use of the vCPUs together, now and a week ago.", "percentunit",
                   Query("max(libvirt_domain_cpu_usage_ratio{@domain})", "now"),
                   Query("max(libvirt_domain_cpu_usage_ratio{@domain} offset 1w)", "a week ago"), ratio=True,
-                  dashed="a week ago"),
+                  dashed="a week ago", width=8),
         )),
         Row("Memory", (
             graph("Balloon, guest and host in one", "Maximum: what it may have. Assigned: what the balloon leaves it "
@@ -133,14 +133,14 @@ DOMAIN = Dashboard(
                   Query("max(libvirt_domain_memory_stats_unused_bytes{@domain})", "unused by the guest"),
                   Query("max(libvirt_domain_memory_stats_rss_bytes{@domain})", "resident on the host"),
                   Query("max(libvirt_domain_limit_memory_hard_bytes{@domain})", "limit of the process"),
-                  dashed="maximum|assigned|limit.*", height=11),
+                  dashed="maximum|assigned|limit.*", aside=True, width=24, height=9),
             graph("Swap of the guest", "Bytes a second the guest reads from and writes to its swap. Steady reading is a "
                   "guest that lacks memory.", "binBps",
                   Query("max(rate(libvirt_domain_memory_stats_swap_in_bytes_total{@domain}[$__rate_interval]))", "in",
                         slow=True),
                   Query("max(rate(libvirt_domain_memory_stats_swap_out_bytes_total{@domain}[$__rate_interval]))", "out",
                         slow=True),
-                  below="out", empty="Guest does not say", height=11),
+                  below="out", empty="Guest does not say", width=8),
             graph("Page faults, in the guest and on the host", "Major faults need I/O: many of them in the guest is one "
                   "that reads its programs again and again; many on the host is a host that swapped the guest's memory "
                   "out, which the guest cannot know.", "cps",
@@ -150,12 +150,12 @@ DOMAIN = Dashboard(
                         "guest, minor", slow=True),
                   Query("max(rate(libvirt_domain_process_major_faults_total{@domain}[$__rate_interval]))",
                         "host, major"),
-                  empty="Guest does not say"),
+                  width=8, empty="Guest does not say"),
             graph("Age of the guest's report", "Seconds since the guest last told its memory. It grows where the "
                   "balloon driver stopped or no stats period is set (row Events and jobs, Settings): then the guest's "
                   "figures are old.", "s",
                   Query("max(time() - libvirt_domain_memory_stats_last_update_timestamp_seconds{@domain})", "age"),
-                  empty="Guest never reported"),
+                  width=8, empty="Guest never reported"),
         )),
         Row("Disks", (
             graph("Disk throughput", "Bytes a second read (up) and written (down), each disk; dashed lines are limits set.",
@@ -212,9 +212,9 @@ DOMAIN = Dashboard(
                     Query("max by (target_device, bus, disk_type, driver_type, cache, discard, serial, source_file) "
                           "(libvirt_domain_block_info{@domain})"),
                     Query("max by (target_device) (libvirt_domain_block_stats_capacity_bytes{@domain})", "Size",
-                          "bytes"),
+                          "bytes", narrow=True),
                     Query("max by (target_device) (libvirt_domain_block_stats_physicalsize_bytes{@domain})",
-                          "On the host", "bytes"),
+                          "On the host", "bytes", narrow=True),
                     Query("max by (target_device) (libvirt_domain_block_stats_allocation_bytes{@domain})",
                           "Highest offset written", "bytes"),
                     labels={"target_device": "Disk", "bus": "Bus", "disk_type": "Type", "driver_type": "Format",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from grafana.source import levels
 from grafana.source.causes import LATENCY, LOST, OF_LIMIT, SWAPPED
 from grafana.source.grid import Annotation, Dashboard, Row
@@ -16,6 +18,7 @@ from grafana.source.panels import (
                     host_link,
                     listing,
                     number,
+                    only_bad,
                     ours,
                     runbook_link,
                     upper,
@@ -35,6 +38,9 @@ _ALERT = 'alertname=~"(Libvirt|Virtgauge).*",alertstate="firing"'
 FIRING = f'ALERTS{{@host,{_ALERT}}} or ALERTS{{@job,instance="",{_ALERT}}}'
 """Alerts of the fleet as a whole have no instance."""
 ALERTS = Annotation("Alerts", FIRING, "{{alertname}} {{domain}}", RED, tags="alertname,severity,domain,instance")
+ALERTS_OF_GUEST = replace(ALERTS, expr=f'ALERTS{{@domain,{_ALERT}}} or ALERTS{{@host,domain="",{_ALERT}}} or '
+                                       f'ALERTS{{@job,instance="",{_ALERT}}}')
+"""Where one guest is shown: no other guest's."""
 OPERATIONS = Annotation(
     "Acts of control",
     'sum by (instance, operation) (increase(virtgauge_control_operations_total{@host,outcome="changed"}'
@@ -74,16 +80,17 @@ FLEET = Dashboard(
                           'libvirt_domain_state{@domain,state=~"shutoff|crashed"} == 1)', "Autostart",
                           words={"1": ("but it is off", RED)}),
                     Query(f"max by (instance, domain) (libvirt_domain_vcpu_steal_ratio{{@domain}}) > {levels.STEAL_FROM}", "Worst steal",
-                          "percentunit", coloured=True, steps=levels.STEAL),
+                          "percentunit", coloured=True, steps=only_bad(levels.STEAL)),
                     Query(f"max by (instance, domain) (libvirt_domain_memory_used_ratio{{@domain}}) > {levels.MEMORY_FROM}", "Memory used",
-                          "percentunit", coloured=True, steps=levels.MEMORY),
+                          "percentunit", coloured=True, steps=only_bad(levels.MEMORY)),
                     Query(f"max by (instance, domain) ({LATENCY}) > {levels.LATENCY_FROM}", "Slowest disk", "s", coloured=True,
-                          steps=levels.LATENCY),
+                          steps=only_bad(levels.LATENCY)),
                     Query(f"max by (instance, domain) ({OF_LIMIT}) > {levels.LIMIT_FROM}", "Of its limit", "percentunit", coloured=True,
-                          steps=levels.LIMIT),
+                          steps=only_bad(levels.LIMIT)),
                     Query(f"max by (instance, domain) ({SWAPPED}) > {levels.SWAP_FROM}", "Swaps", "binBps", coloured=True,
-                          steps=upper(0), slow=True),
-                    Query(f"max by (instance, domain) ({LOST}) > {levels.LOST_FROM}", "Loses packets", "pps", coloured=True, steps=upper(0)),
+                          steps=only_bad(upper(0)), slow=True),
+                    Query(f"max by (instance, domain) ({LOST}) > {levels.LOST_FROM}", "Loses packets", "pps", coloured=True,
+                          steps=only_bad(upper(0))),
                     Query("min by (instance, domain) (libvirt_domain_sample_complete{@domain} == 0)", "libvirt answers",
                           words={"0": ("in part", ORANGE)}),
                     Query(f"max by (instance, domain, disk) ({DISK})"),
@@ -142,7 +149,7 @@ FLEET = Dashboard(
                   empty="No reads"),
         )),
         Row("Who uses most", (
-            graph("CPU, top ten", "pCPUs in use, QEMU's own threads included.", "short",
+            graph("pCPUs in use, top ten", "pCPUs in use, QEMU's own threads included.", "short",
                   Query("topk(10, sum by (instance, domain) (libvirt_domain_cpu_usage_cores{@domain}))",
                         "{{domain}} on {{instance}}"), link=guest_link()),
             graph("Disk throughput, top ten", "Bytes a second read and written, all disks of a guest.", "binBps",
@@ -162,13 +169,13 @@ FLEET = Dashboard(
         Row("Inventory", (
             graph("Guests by state", "How many guests are in each state, over all hosts.", "none",
                   Query("sum by (state) (libvirt_domains{@host})", "{{state}}"), stacked=True, width=8, height=9,
-                  colours=STATE_COLOURS),
+                  colours=STATE_COLOURS, aside=True, calcs=("lastNotNull",)),
             listing("Guests", "Every guest, with its owner where the XML of a running one names it.",
                     Query(STATE, "State", words=STATE_WORDS),
-                    Query("max by (instance, domain, title, type, machine, project_name, flavor, uuid) "
+                    Query("max by (instance, domain, title, type, project_name, flavor, uuid) "
                           "(libvirt_domain_info{@domain})"),
-                    labels={**GUEST, "title": "Title", "project_name": "Project", "flavor": "Flavour", "type": "Type",
-                            "machine": "Machine", "uuid": "UUID"},
+                    labels={**GUEST, "Value #A": "State", "title": "Title", "project_name": "Project",
+                            "flavor": "Flavour", "type": "Type", "uuid": "UUID"}, narrow=("type",),
                     links={"domain": guest_link("data.fields"), "instance": host_link("data.fields")}, width=16),
         )),
         Row("Versions", (

@@ -22,6 +22,7 @@ TAG = "virtgauge"
 HOSTS_TAG = "libvirt"
 """Dashboards on one set of variables. The control service has a job and a port of its own, so that its has another."""
 CONTROL = "virtgauge-control"
+MANY, ONE = 'domain=~"$domain"', 'domain="$domain"'
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,20 @@ def dashboard_json(dashboard: Dashboard) -> str:
         made.annotation(other)
     document = json.loads(json.dumps(made.build(), cls=JSONEncoder))
     document["panels"] = _laid_out(dashboard.rows)
-    return encoded(document)
+    return encoded(_of_one(document) if dashboard.domains == "one" else document)
+
+
+def _of_one(document: dict[str, Any]) -> dict[str, Any]:
+    """The dashboard with its one guest compared as it is: Grafana escapes only variables of several values, so that a
+    name like `web (copy)` would be a regular expression that is not its own."""
+    for panel in [*document["panels"], *(one for row in document["panels"] for one in row.get("panels", ()))]:
+        for target in panel.get("targets", ()):
+            if "expr" in target:
+                target["expr"] = target["expr"].replace(MANY, ONE)
+    for annotation in document["annotations"]["list"]:
+        if "expr" in annotation:
+            annotation["expr"] = annotation["expr"].replace(MANY, ONE)
+    return document
 
 
 def encoded(document: dict[str, Any]) -> str:

@@ -74,8 +74,8 @@ HOST = Dashboard(
         Row("The host itself", (
             graph("Host CPUs", "CPUs busy with each mode of work, of those that are online.", "short",
                   Query('sum by (mode) (rate(libvirt_node_cpu_seconds_total{@host,mode!="idle"}[$__rate_interval]))',
-                        "{{mode}}"),
-                  Query("sum(libvirt_node_cpus{@host})", "online"), stacked=True, dashed="online"),
+                        "{{mode}}", slow=True),
+                  Query("sum(libvirt_node_cpus{@host})", "online", slow=True), stacked=True, dashed="online"),
             graph("Host memory", "Available is what new processes could have; promised is what all running guests may "
                   "have. Above the total it is overcommitted.", "bytes",
                   Query("sum(libvirt_node_memory_total_bytes{@host})", "total"),
@@ -84,7 +84,7 @@ HOST = Dashboard(
                   Query("sum(libvirt_node_memory_free_bytes{@host})", "free"),
                   Query("sum(libvirt_node_memory_cached_bytes{@host})", "page cache"),
                   Query("sum(libvirt_node_memory_allocated_bytes{@host})", "promised to guests"),
-                  dashed="total|promised.*"),
+                  dashed="total|promised.*", aside=True, calcs=("lastNotNull",)),
             graph("vCPUs for each pCPU", "vCPUs of running guests for each CPU of the host.", "short",
                   Query("sum by (instance) (libvirt_node_vcpus_allocated{@host}) / "
                         "sum by (instance) (libvirt_node_cpus{@host})", "{{instance}}"), width=8),

@@ -26,6 +26,7 @@ DATASOURCE = kinds.DataSourceRef(type_val="prometheus", uid="${datasource}")
 GREEN, ORANGE, RED, BLUE, GREY = "green", "orange", "red", "blue", "text"
 Steps = Sequence[tuple[float | None, str]]
 NEUTRAL: Steps = ((None, BLUE),)
+PLAIN: Steps = ((None, GREY),)
 ALARM: Steps = ((None, GREEN), (1, RED))
 NOTHING = "–"
 RUNBOOKS = knobs()["runbooks"]
@@ -41,6 +42,11 @@ SLOW = "120s"
 def upper(warning: float, critical: float | None = None) -> Steps:
     """Colours of a value that is bad when it is high."""
     return ((None, GREEN), (warning, ORANGE), *(((critical, RED),) if critical is not None else ()))
+
+
+def only_bad(steps: Steps) -> Steps:
+    """The same for a table that shows only what is bad: its empty cells are in no colour."""
+    return (*PLAIN, *steps[1:])
 
 
 class _Builder(Protocol):
@@ -110,11 +116,13 @@ def host_link(where: str = "field.labels") -> str:
 
 def graph(title: str, description: str, unit: str, *queries: Query, width: int = 12, height: int = 8,
           steps: Steps = (), stacked: bool = False, link: str = "", ratio: bool = False, below: str = "",
-          empty: str = "No data", calcs: Sequence[str] = ("mean", "max", "lastNotNull"), decimals: int | None = None,
-          dashed: str = "", always: str = "", colours: Mapping[str, str] | None = None) -> Panel:
+          empty: str = "No data", calcs: Sequence[str] = ("mean", "max", "lastNotNull"),
+          dashed: str = "", always: str = "", colours: Mapping[str, str] | None = None, aside: bool = False,
+          numbers: bool = False) -> Panel:
     """Lines over time. `below` is a pattern of series drawn downwards, `dashed` of limits and comparisons.
 
-    `always` is a span like `1y` that is shown whatever the dashboard's time is; `colours` of series by name.
+    `always` is a span like `1y` that is shown whatever the dashboard's time is; `colours` of series by name. `aside` puts
+    the legend to the right, where there are more series than lines below; `numbers` are those of things, not amounts.
     """
     made = timeseries.Panel()
     if always:
@@ -122,17 +130,18 @@ def graph(title: str, description: str, unit: str, *queries: Query, width: int =
     _describe(made, title, description, unit, empty, steps or NEUTRAL)
     # Sorted, since only the first few lines of a legend are seen.
     made.legend(common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.TABLE)
-                .placement(kinds.LegendPlacement.BOTTOM).show_legend(True).calcs(list(calcs))
+                .placement(kinds.LegendPlacement.RIGHT if aside else kinds.LegendPlacement.BOTTOM)
+                .show_legend(True).calcs(list(calcs))
                 .sort_by("Max" if "max" in calcs else "Last *").sort_desc(True))
     made.tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI).sort(kinds.SortOrder.DESCENDING))
-    made.line_width(1).fill_opacity(30 if stacked else 8).show_points(kinds.VisibilityMode.NEVER)
+    if numbers:
+        made.line_interpolation(kinds.LineInterpolation.STEP_AFTER).decimals(0)
+    made.line_width(1).fill_opacity(0 if numbers else 30 if stacked else 8).show_points(kinds.VisibilityMode.NEVER)
     made.span_nulls(False)
     if not below:
         made.min(0)
     if ratio:
         made.axis_soft_max(1)
-    if decimals is not None:
-        made.decimals(decimals)
     if stacked:
         made.stacking(common.StackingConfig().mode(kinds.StackingMode.NORMAL).group("A"))
     if steps:
@@ -201,15 +210,16 @@ def listing(title: str, description: str, *queries: Query, labels: dict[str, str
             width: int = 24, height: int = 9, sort: str = "", rising: bool = False, empty: str = "None") -> Panel:
     """A table: `labels` maps the label columns to headings; each query adds the column named by its legend.
 
+    A query's column is after the labels, or where `labels` has it, by the name that Grafana gives it (`Value #A`).
     `narrow` are labels with short values, so that the others get the room; `words` colour a label's values.
     """
     made = table.Panel()
-    _describe(made, title, description, "short", empty, NEUTRAL)
+    _describe(made, title, description, "short", empty, PLAIN)
     made.filterable(True).cell_height(kinds.TableCellHeight.SM).min_width(LEAST)
     values = {(f"Value #{_letter(at)}" if len(queries) > 1 else "Value"): query for at, query in enumerate(queries)}
     if len(queries) > 1:
         made.with_transformation(models.DataTransformerConfig("merge", options={}))
-    order = {name: at for at, name in enumerate([*labels, *values])}
+    order = {name: at for at, name in enumerate(dict.fromkeys([*labels, *values]))}
     hide = {name: True for name in ("Time", "__name__", "job", *hidden)}
     hide |= {name: True for name, query in values.items() if not query.legend}
     hide = {name: True for name in hide if name not in labels}
@@ -263,6 +273,7 @@ def _column(query: Query) -> list[models.DynamicConfigValue]:
     if query.narrow:
         found.append(models.DynamicConfigValue("custom.width", NARROW))
     if query.words:
+        found.append(models.DynamicConfigValue("custom.align", "left"))
         found += [models.DynamicConfigValue("mappings", [_mapping(query.words)]),
                   models.DynamicConfigValue("custom.cellOptions", {"type": "color-text"})]
     if query.gauge:

@@ -24,6 +24,7 @@ from tests.grafana.expressions import (
     dashboard,
     metrics,
     panels,
+    targets,
     variable_metric,
 )
 from tests.grafana.known_metrics import default_page, known
@@ -138,6 +139,16 @@ def test_a_click_leads_from_the_fleet_to_the_host_to_the_guest() -> None:
     assert "/d/virtgauge-host?" in texts["virtgauge-fleet"]
     assert "/d/virtgauge-domain?" in texts["virtgauge-fleet"]
     assert "/d/virtgauge-domain?" in texts["virtgauge-host"]
+
+
+def test_the_one_guest_of_a_dashboard_is_compared_as_it_is() -> None:
+    """Grafana escapes only variables of several values: `web (copy)` as a regular expression would match nothing."""
+    for file in FILES:
+        document = dashboard(file)
+        several = {one["name"]: one.get("multi", False) for one in document["templating"]["list"]}
+        for expr in [target.expr for target in targets(file)] + annotation_expressions(document):
+            for way, name in re.findall(r'(=~|=)"\$(\w+)"', expr):
+                assert (way == "=~") == several[name], expr
 
 
 @EVERY

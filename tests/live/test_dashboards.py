@@ -30,7 +30,7 @@ WELL = "nothing is wrong: all guests answer in full and no rule is loaded (tests
 EMPTY_HERE = {
     # Each query by name; the list holds for the guest and host of this test.
     "virtgauge-domain: Write latency against last week B": WEEK_AGO,
-    "virtgauge-domain: vCPUs, and use of all of them B": WEEK_AGO,
+    "virtgauge-domain: Use of all vCPUs B": WEEK_AGO,
     "virtgauge-fleet: CPU of the fleet, against last week B": WEEK_AGO,
     "virtgauge-host: CPU against last week B": WEEK_AGO,
     "virtgauge-domain: Job: bytes to go A": NO_JOB,
