@@ -79,7 +79,7 @@ def _check(file: Path) -> None:
     rules = load_rules(file).rules
     by_mode = ", ".join(f"{sum(rule.mode == mode for rule in rules)} {mode}"
                         for mode in ("off", "dry-run", "approve", "enforce"))  # fmt: skip
-    click.echo(f"{file}: {len(rules)} rules ({by_mode})")
+    click.echo(f"{file}: {len(rules)} {'rule' if len(rules) == 1 else 'rules'} ({by_mode})")
 
 
 def _shipped() -> None:

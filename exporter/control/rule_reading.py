@@ -6,11 +6,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from exporter.control.errors import InvalidError
-from exporter.control.rules import RuleFile
+from exporter.control.rules import Action, Expected, Protected, Retry, Rule, RuleFile, Server, Share, Window
+from exporter.nearest import nearest
 from exporter.strict_yaml import StrictLoader
+
+_PARTS: tuple[type[BaseModel], ...] = (RuleFile, Rule, Action, Expected, Window, Retry, Share, Protected, Server)
+_KEYS = sorted({field.alias or name for part in _PARTS for name, field in part.model_fields.items()})
+_CAUSES = {
+    "missing": "is missing",
+    "too_short": "is empty; name at least one",
+    "tuple_type": "should be a list",
+    **dict.fromkeys(("model_type", "dict_type"), "should be keys with values"),
+    "string_pattern_mismatch": "has a character that it cannot have",
+}
 
 
 class RuleFileError(InvalidError):
@@ -23,7 +35,7 @@ def load_rules(path: Path) -> RuleFile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise RuleFileError(f"{path}: cannot be read ({cause})", next_step="check control.rules_file") from error
+        raise RuleFileError(f"{path}: cannot be read ({cause})", next_step="check its name and its rights") from error
     return parse_rules(text, str(path))
 
 
@@ -43,11 +55,28 @@ def parse_rules(text: str, name: str = "rules") -> RuleFile:
         if not problems:
             return RuleFile.model_validate(document)
     except ValidationError as error:
-        for detail in error.errors(include_url=False, include_input=False):
-            where = ".".join(str(part) for part in detail["loc"] if isinstance(part, str | int))
-            cause = detail["msg"].removeprefix("Value error, ")
-            problems.append(f"{name}:{_line(node, detail['loc'])}: {where or 'the file'}: {cause}")
+        found = error.errors(include_url=False, include_input=False)
+        told = sorted((_line(node, detail["loc"]), _told(detail)) for detail in found if not _follows(detail, found))
+        problems = [f"{name}:{line}: {problem}" for line, problem in told]
     raise RuleFileError("\n".join(problems), next_step="correct the lines named")
+
+
+def _told(detail: ErrorDetails) -> str:
+    """The place and the cause in plain words."""
+    where = ".".join(str(part) for part in detail["loc"] if isinstance(part, str | int))
+    cause = _CAUSES.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    if detail["type"] == "string_pattern_mismatch" and detail["loc"][-1] == "name":
+        cause = "is no name of up to 63 small letters, digits and -"
+    if detail["type"] == "extra_forbidden":
+        cause = f"there is no such key; the nearest is {nearest(str(detail['loc'][-1]), _KEYS)}"
+    return f"{where or 'the file'}: {cause}"
+
+
+def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
+    """A list is told to be empty where none of its entries is good, too: then those are the mistake."""
+    place = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        other is not detail and other["loc"][:len(place)] == place for other in details)
 
 
 def _line(node: yaml.Node | None, path: Sequence[str | int]) -> int:

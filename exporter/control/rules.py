@@ -154,16 +154,27 @@ class Expected(_Part):
 
     state: tuple[_State, ...] = ()
     reason: tuple[_Reason, ...] = ()
-    host_available_mib: int | None = Field(default=None, ge=1)
+    host_available_mib: int | None = Field(strict=True, default=None, ge=1)
     """Memory that the host must have to give: free, buffers and cache together."""
+
+
+def _clock(given: object) -> object:
+    """YAML 1.1 reads 22:00 without quotes as the number 1320, which is no time of the day."""
+    if isinstance(given, time) or (isinstance(given, str) and _CLOCK.fullmatch(given)):
+        return given
+    raise ValueError("is no time of the day; write it in quotes, like '22:00'")
+
+
+_CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?")
+_Clock = Annotated[time, BeforeValidator(_clock)]
 
 
 class Window(_Part):
     """Times of the day, in the host's zone, on some days of the week; over midnight where it ends before it begins."""
 
     days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = _DAYS  # type: ignore[assignment]
-    begin: time = Field(alias="from")
-    end: time = Field(alias="to")
+    begin: _Clock = Field(alias="from")
+    end: _Clock = Field(alias="to")
 
     def holds(self, at: datetime) -> bool:
         now, today = at.time(), _DAYS[at.weekday()]
@@ -175,7 +186,7 @@ class Window(_Part):
 class Retry(_Part):
     """How often, and how far apart, an action that failed is tried again while the alert fires."""
 
-    times: int = Field(ge=1, le=1000)
+    times: int = Field(strict=True, ge=1, le=1000)
     every: Seconds = 60.0
 
 
@@ -183,7 +194,7 @@ class Share(_Part):
     """Of the guests whose name matches, at most this share may be acted upon within an hour (at least one)."""
 
     domains: str
-    ratio: float = Field(gt=0, le=1)
+    ratio: float = Field(strict=True, gt=0, le=1)
 
 
 class Rule(_Part):
@@ -199,15 +210,15 @@ class Rule(_Part):
     """Done when the alert resolves; `reverse` leads back to what was there before the action."""
     expect: Expected = Expected()
     cooldown: Seconds = 900.0
-    budget_per_hour: int = Field(default=5, ge=1, le=1000)
-    concurrency: int = Field(default=1, ge=1, le=16)
+    budget_per_hour: int = Field(strict=True, default=5, ge=1, le=1000)
+    concurrency: int = Field(strict=True, default=1, ge=1, le=16)
     """Acts of this rule at once; what comes above it waits for its turn."""
     most_of: Share | None = None
     quiet: tuple[Window, ...] = ()
     expires: Seconds = 600.0
     approval_expires: Seconds = 3600.0
     retry: Retry | None = None
-    failures_to_open: int = Field(default=3, ge=1, le=100)
+    failures_to_open: int = Field(strict=True, default=3, ge=1, le=100)
 
     @model_validator(mode="before")
     @classmethod
@@ -278,8 +289,8 @@ class RuleFile(_Part):
     prometheus: Server | None = None
     alertmanager: Server | None = None
     """Asked, where given, before each act whether the alert still fires; the latter also whether it is silenced."""
-    budget_per_hour: int = Field(default=20, ge=1, le=10000)
-    concurrency: int = Field(default=1, ge=1, le=16)
+    budget_per_hour: int = Field(strict=True, default=20, ge=1, le=10000)
+    concurrency: int = Field(strict=True, default=1, ge=1, le=16)
     """Acts of all rules at once on this host. Above one, up to so many may pass a breaker that is just opening."""
     protected: Protected = Protected()
     rules: tuple[Rule, ...]
@@ -287,7 +298,7 @@ class RuleFile(_Part):
     @model_validator(mode="after")
     def _check(self) -> RuleFile:
         names = [rule.name for rule in self.rules]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = [number for number, name in enumerate(names) if name in names[:number]]
         if twice:
-            raise ValueError(f"two rules are named {twice[0]}")
+            raise _mistakes(*((("rules", number, "name"), f"two rules are named {names[number]}") for number in twice))
         return self

@@ -78,9 +78,17 @@ def test_the_shipped_rules_are_good_and_off_each_for_a_shipped_alert() -> None:
 
 @pytest.mark.parametrize(("text", "told"), [
     ("here: [instance = a]\nrules: [\n", "f:3: no YAML"),
-    ("rules: []\n", "f:1: here: Field required"),
+    ("", "f:1: the file: should be keys with values"),
+    ("rules: []\n", "f:1: here: is missing"),
     (with_rule("mode: always"), "f:6: rules.0.mode"),
-    (with_rule("mdoe: off"), "f:6: rules.0.mdoe"),
+    (with_rule("mdoe: off"), "f:6: rules.0.mdoe: there is no such key; the nearest is mode"),
+    (with_rule("budget_per_hour: yes"), "f:6: rules.0.budget_per_hour: should be a valid integer"),
+    (with_rule("quiet: [{from: 22:00, to: '02:00'}]"), "f:6: rules.0.quiet.0.from: is no time of the day; write it"),
+    (with_rule("quiet: [{from: '22:00', to: '26:00'}]"), "f:6: rules.0.quiet.0.to: is no time of the day"),
+    (GOOD.replace("name: one", "name: One"), "f:3: rules.0.name: is no name of up to 63 small letters"),
+    (GOOD.replace("[alertname = X]", "[]"), "f:4: rules.0.match: is empty; name at least one"),
+    (GOOD.replace("{operation: domain.resume}", "domain.resume"), "f:5: rules.0.action: should be keys with values"),
+    ("protected: {domains: x}\n" + GOOD, "f:1: protected.domains: should be a list"),
     (with_rule("name: two"), "f:6: 'name' is there twice"),
     (with_rule("cooldown: soon"), "f:6: rules.0.cooldown"),
     (with_rule("expect:\n  state: running"), "f:7: rules.0.expect.state"),
@@ -91,7 +99,7 @@ def test_the_shipped_rules_are_good_and_off_each_for_a_shipped_alert() -> None:
     (GOOD.replace("domain.resume", "domain.start, parameters: {pause: true}"), "pause is unknown"),
     (GOOD.replace("domain.resume", "domain.start, parameters: {paused: 7}"), "paused 7"),
     (GOOD.replace("domain.resume}", "domain.reboot}\n    retry: {times: 2}"), "not safe to do twice"),
-    (GOOD + GOOD.partition("rules:\n")[2], "two rules are named one"),
+    (GOOD + GOOD.partition("rules:\n")[2], "rules.1.name: two rules are named one"),
     (GOOD.replace("domain.resume", "\n      domain.set-block-limit\n      , parameters: {device: {from_label: disk},\n"
                   "      total_bytes_sec: lots}"), "f:8: rules.0.action.parameters.total_bytes_sec"),
     (GOOD.replace("domain.resume", "domain.resume, parameters: {force: {from_label: x}}"), "takes no such parameter"),
@@ -118,9 +126,10 @@ def test_a_labels_text_is_read_as_the_parameters_type() -> None:
         action.resolved({})
 
 
-def test_several_mistakes_are_told_at_once() -> None:
-    told = mistakes(with_rule("mode: always\nbudget_per_hour: 0")).splitlines()
-    assert [line.split(":")[1] for line in told] == ["6", "7"]
+def test_several_mistakes_are_told_at_once_each_once_by_line() -> None:
+    wrong = with_rule("mode: always\nquiet: [{to: 1}]\nbudget_per_hour: 0").replace("alertname = X", "alertname")
+    told = mistakes(wrong).splitlines()
+    assert [line.split(":")[1] for line in told] == ["4", "6", "7", "7", "8"]
 
 
 @pytest.mark.parametrize(("matcher", "labels", "matches"), [
