@@ -43,6 +43,9 @@ def find_target(session: Session, alert: Alert) -> AlertedGuest:
     except ValueError:  # no name can hold a null or what is no character
         raise NotFoundError(f"there is no domain {name[:100]!r}", next_step="list the domains") from None
     except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            wanted = f"with the UUID {uuid[:100]!r}" if uuid else repr(name[:100])
+            raise NotFoundError(f"there is no domain {wanted}", next_step="list the domains") from error
         raise from_libvirt(error, f"looking for the domain {(uuid or name)[:100]!r}") from error
 
 

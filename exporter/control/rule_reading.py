@@ -14,8 +14,7 @@ from exporter.control.rules import Action, Expected, Protected, Retry, Rule, Rul
 from exporter.nearest import nearest
 from exporter.strict_yaml import StrictLoader
 
-_PARTS: tuple[type[BaseModel], ...] = (RuleFile, Rule, Action, Expected, Window, Retry, Share, Protected, Server)
-_KEYS = sorted({field.alias or name for part in _PARTS for name, field in part.model_fields.items()})
+_SMALL_PARTS: tuple[type[BaseModel], ...] = (Action, Expected, Window, Retry, Share, Protected, Server)
 _CAUSES = {
     "missing": "is missing",
     "too_short": "is empty; name at least one",
@@ -68,8 +67,15 @@ def _told(detail: ErrorDetails) -> str:
     if detail["type"] == "string_pattern_mismatch" and detail["loc"][-1] == "name":
         cause = "is no name of up to 63 small letters, digits and -"
     if detail["type"] == "extra_forbidden":
-        cause = f"there is no such key; the nearest is {nearest(str(detail['loc'][-1]), _KEYS)}"
+        cause = f"there is no such key; the nearest is {nearest(str(detail['loc'][-1]), _keys(detail['loc']))}"
     return f"{where or 'the file'}: {cause}"
+
+
+def _keys(place: Sequence[str | int]) -> list[str]:
+    """Those that may stand at the place of an unknown one."""
+    of_rule = len(place) == 3 and place[0] == "rules"
+    parts = (RuleFile,) if len(place) == 1 else (Rule,) if of_rule else _SMALL_PARTS
+    return sorted({field.alias or name for part in parts for name, field in part.model_fields.items()})
 
 
 def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:

@@ -53,8 +53,10 @@ def read_webhook(body: bytes) -> list[Alert]:
         raise InvalidError("the body is no JSON", next_step="send Alertmanager's webhook payload") from None
     _check_depth(document)
     found = document.get("alerts") if isinstance(document, dict) else None
-    if not isinstance(found, list) or len(found) > MOST_ALERTS:
-        raise InvalidError(f"there is no list of at most {MOST_ALERTS} alerts", next_step="set max_alerts")
+    if not isinstance(found, list):
+        raise InvalidError("there is no list of alerts", next_step="send Alertmanager's webhook payload")
+    if len(found) > MOST_ALERTS:
+        raise InvalidError(f"there are more than {MOST_ALERTS} alerts", next_step="set the receiver's max_alerts")
     return [_alert(number, alert) for number, alert in enumerate(found)]
 
 

@@ -58,6 +58,16 @@ def test_guards_of_the_file(bench: Bench, change: str, domain: str, reason: str)
     assert bench.state() == "running"
 
 
+@pytest.mark.parametrize(("labels", "told"), [
+    ({}, "there is no domain 'nobody'"),
+    ({"uuid": "00000000-0000-4000-8000-00000000ffff"},
+     "there is no domain with the UUID '00000000-0000-4000-8000-00000000ffff'"),
+])  # fmt: skip
+def test_a_guest_that_is_not_there_is_named(bench: Bench, labels: dict[str, str], told: str) -> None:
+    assert bench.send(alert("nobody", **labels)) == ["no-domain"]
+    assert [record["outcome"] for record in bench.told("rule-skipped")] == [told]
+
+
 def test_alerts_of_other_hosts_and_other_names_are_nothing(bench: Bench) -> None:
     assert bench.send(alert(instance="beta:9177"), alert(alertname="Fine")) == []
 

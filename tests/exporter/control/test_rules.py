@@ -82,6 +82,8 @@ def test_the_shipped_rules_are_good_and_off_each_for_a_shipped_alert() -> None:
     ("rules: []\n", "f:1: here: is missing"),
     (with_rule("mode: always"), "f:6: rules.0.mode"),
     (with_rule("mdoe: off"), "f:6: rules.0.mdoe: there is no such key; the nearest is mode"),
+    (GOOD + "hear: []\n", "f:6: hear: there is no such key; the nearest is here"),
+    (with_rule("retry: {time: 1}"), "f:6: rules.0.retry.time: there is no such key; the nearest is times"),
     (with_rule("budget_per_hour: yes"), "f:6: rules.0.budget_per_hour: should be a valid integer"),
     (with_rule("quiet: [{from: 22:00, to: '02:00'}]"), "f:6: rules.0.quiet.0.from: is no time of the day; write it"),
     (with_rule("quiet: [{from: '22:00', to: '26:00'}]"), "f:6: rules.0.quiet.0.to: is no time of the day"),
