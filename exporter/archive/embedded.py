@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pymongo import MongoClient
@@ -31,13 +32,32 @@ log = logging.getLogger(__name__)
 PROGRAM = "secantusd-py"
 START_TIMEOUT_S = 180.0
 """A store with many documents was seen to take 40 s."""
-_STOP_TIMEOUT_S = 20.0
+_BUSY = 0.05  # share of a core that a server which computes takes at least
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _USER = "virtgauge"
 _LONGEST_LOG_BYTES = 1 << 20
 _OPLOG_ENTRIES = "1000"  # the log holds whole copies of documents; nobody follows it
 _CACHE = "128M"
 _FAILURES_TO_MOVE = 3
 """Starts that fail in a row before another port is tried: clients know the old one."""
+
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """When a server that runs and does not answer is started anew.
+
+    It is asked every ``every_s``, and every ``again_s`` once it was silent. It hangs where it was silent for
+    ``silent_s``; one that computes meanwhile, as for a long drop, is slow and has ``busy_s``. ``stop_s`` is what it is
+    given to end by itself.
+    """
+
+    every_s: float = 60.0
+    again_s: float = 10.0
+    silent_s: float = 120.0
+    busy_s: float = 900.0
+    stop_s: float = 20.0
+
 
 # Run by the child before it becomes the server: dies with its parent's thread (prctl PR_SET_PDEATHSIG = 1, SIGKILL).
 _BECOME = """\
@@ -61,13 +81,14 @@ class EmbeddedServer:
     Raises EmbeddedServerError where the program is not installed.
     """
 
-    def __init__(self, folder: Path, more_arguments: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, more_arguments: Sequence[str] = (), watch: Watch | None = None) -> None:
         found = program()
         if found is None:
             raise EmbeddedServerError(f"archive.uri is embedded, but the program {PROGRAM} is not installed; "
                                       "install it with: pip install 'virtgauge[embedded]'")
         self._program = found
         self._more_arguments = more_arguments
+        self._watch = watch or Watch()
         self._folder = folder
         self._port = 0
         self._failures = 0
@@ -143,10 +164,15 @@ class EmbeddedServer:
         _write_private(self._folder / "address.json", json.dumps({"port": self._port, "pid": process.pid}))
         log.info("the embedded archive server answers", extra={"port": self._port, "pid": process.pid})
         self._ready.set()
+        silence = _Silence(process.pid, self._port, self._watch)
         while not self._stopping.wait(1.0):
             if process.poll() is not None:
                 log.warning("the embedded archive server ended; it is started again",
                             extra={"exit_status": process.returncode})
+                return
+            if silence.too_long():
+                log.warning("the embedded archive server runs and does not answer; it is ended and started again",
+                            extra={"pid": process.pid, "silent_seconds": round(silence.seconds)})
                 return
 
     def _launch(self, with_password: bool) -> subprocess.Popen[bytes]:
@@ -184,10 +210,49 @@ class EmbeddedServer:
             return
         process.terminate()
         try:
-            process.wait(_STOP_TIMEOUT_S)
+            process.wait(self._watch.stop_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+class _Silence:
+    """For how long a server did not answer."""
+
+    def __init__(self, pid: int, port: int, watch: Watch) -> None:
+        self.seconds = 0.0
+        self._pid = pid
+        self._uri = f"mongodb://127.0.0.1:{port}/?directConnection=true"  # whether it answers, it tells to anyone
+        self._watch = watch
+        self._ask_at_s = time.monotonic() + watch.every_s
+        self._since_s: float | None = None
+        self._cpu_s = 0.0
+
+    def too_long(self) -> bool:
+        """Asks where it is time to; whether it hangs.  Blocks for some seconds where it does not answer."""
+        asked_s = time.monotonic()
+        if asked_s < self._ask_at_s:
+            return False
+        if _answers(self._uri):
+            self._since_s, self._ask_at_s = None, asked_s + self._watch.every_s
+            return False
+        self._ask_at_s = time.monotonic() + self._watch.again_s
+        cpu_s = _cpu_s(self._pid)
+        if self._since_s is None:
+            self._since_s, self._cpu_s = asked_s, cpu_s
+            return False
+        self.seconds = time.monotonic() - self._since_s
+        is_busy = cpu_s - self._cpu_s > _BUSY * self.seconds
+        return self.seconds >= (self._watch.busy_s if is_busy else self._watch.silent_s)
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU seconds of a process, 0 where it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
 
 
 def running_uri(folder: Path) -> str | None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
+from pymongo.write_concern import WriteConcern
 
 from exporter.archive.connection import opened
-from exporter.archive.embedded import EmbeddedServer, running_uri
+from exporter.archive.embedded import EmbeddedServer, Watch, _Silence, running_uri
 from exporter.archive.errors import ArchiveError, EmbeddedServerError
 from exporter.config import ArchiveSettings
 from exporter.errors import SettingsError
@@ -73,6 +76,42 @@ def test_it_dies_with_its_parent_however_that_ends(tmp_path):
         parent.kill()
         parent.communicate()
     wait_until(lambda: not alive(pid), "the server is gone")
+
+
+def test_one_that_hangs_is_started_again_and_one_that_was_only_silent_for_a_while_is_not(tmp_path):
+    watch = Watch(every_s=0.0, again_s=0.0, silent_s=10.0, stop_s=0.5)
+    server = EmbeddedServer(tmp_path / "server", watch=watch)
+    server.start()
+    try:
+        server.uri(PATIENCE_S)
+        pid = server.pid
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(3)
+        os.kill(pid, signal.SIGCONT)
+        with MongoClient(server.uri(PATIENCE_S)) as client:
+            client.x.get_collection("y", write_concern=WriteConcern(1, j=True)).insert_one({"_id": 1})
+            assert server.pid == pid
+            os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: server.pid not in (pid, None), "another one is started")
+            server.uri(PATIENCE_S)
+            wait_until(lambda: client.x.y.find_one() == {"_id": 1}, "it answers at the same place")
+        assert not alive(pid)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(("is_busy", "hangs"), [(True, False), (False, True)])
+def test_one_that_computes_is_slow_and_does_not_hang(is_busy, hangs):
+    """A process that answers nobody, on a port that takes connections and is silent."""
+    program = "while True: pass" if is_busy else "import time; time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program]) as process, \
+            socket.create_server(("127.0.0.1", 0)) as listening:
+        try:
+            silence = _Silence(process.pid, listening.getsockname()[1], Watch(0.0, 0.0, silent_s=1.0, busy_s=900.0))
+            assert not silence.too_long()  # silent for the first time
+            assert silence.too_long() == hangs
+        finally:
+            process.kill()
 
 
 def test_it_keeps_what_it_has_over_a_restart_and_a_command_finds_it(tmp_path):
