@@ -41,7 +41,7 @@ class HostLease:
         if time.monotonic() - self._renewed_s.get(host, -_RENEW_S) < _RENEW_S:
             return
         now = moment(round(self._wall_clock() * 1000))
-        key = f"writer of {host.uuid}"
+        key = _key(host)
         ours = {"spool": self._spool, "host_name": host.name, "machine": socket.gethostname(), "process": os.getpid(),
                 "folder": self._folder, "renewed": now,
                 "until": now + timedelta(seconds=max(LEASE_S, 3 * window_s))}
@@ -57,3 +57,13 @@ class HostLease:
                 f"wait in its spool; unless the other one writes again, it takes over after "
                 f"{found.get('until')}") from error
         self._renewed_s[host] = time.monotonic()
+
+    def release(self, database: Database) -> None:
+        """Gives up what is held, at a clean end: whoever writes the host next need not wait.  Raises PyMongoError."""
+        for host in list(self._renewed_s):
+            database[META].delete_one({"_id": _key(host), "spool": self._spool})
+            del self._renewed_s[host]
+
+
+def _key(host: Host) -> str:
+    return f"writer of {host.uuid}"

@@ -18,6 +18,7 @@ from typing import Any
 
 from bson.errors import InvalidDocument
 from pymongo import MongoClient
+from pymongo import timeout as pymongo_timeout
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from exporter.archive.connection import Address, Database, check_schema
@@ -45,6 +46,7 @@ MOST_DOCUMENTS = 100
 """Of one insert: small enough that a batch sent again costs little."""
 _HOUR_MS = 3_600_000
 _ANNOUNCE_AGAIN_S = 15.0
+_RELEASE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Writer:
 
     ``address`` is asked at each connection (the embedded server may have moved); it may raise ArchiveError.
     ``grouper`` makes documents of frames and ``resolution`` says where they go: samples, if nothing is said.
-    With a ``lease``, a host that another spool writes waits.
+    With a ``lease``, a host that another spool writes waits; ``stop`` releases it.
     """
 
     def __init__(self, spool: Spool, address: Callable[[], Address], *, partition: str = "",
@@ -135,7 +137,15 @@ class Writer:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
+        self._release_lease()
         self._disconnect()
+
+    def _release_lease(self) -> None:
+        """Tried, no more: it runs out by itself."""
+        if self._lease is None or self._database is None or self._thread.is_alive() or self.counts.fault is not None:
+            return
+        with contextlib.suppress(PyMongoError), pymongo_timeout(_RELEASE_S):
+            self._lease.release(self._database)
 
     def drained(self) -> bool:
         """Whether everything spooled so far, but for the window that is still open, is in the database."""

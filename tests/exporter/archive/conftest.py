@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from exporter.archive.embedded import EmbeddedServer, program
+from tests.exporter.archive.archive_rig import PATIENCE_S
 
 _numbers = itertools.count(1)
 
@@ -18,7 +19,7 @@ def archive_server(tmp_path_factory):
         pytest.skip("secantusdb is not installed")
     server = EmbeddedServer(tmp_path_factory.mktemp("server"), ["--enable-test-commands"])
     server.start()
-    server.uri(120)
+    server.uri(PATIENCE_S)
     yield server
     server.stop()
 
@@ -34,6 +35,6 @@ def own_server(tmp_path):
     """A server that only this test uses, since it suffers."""
     server = EmbeddedServer(tmp_path / "own")
     server.start()
-    server.uri(120)
+    server.uri(PATIENCE_S)
     yield server
     server.stop()

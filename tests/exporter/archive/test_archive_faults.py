@@ -258,6 +258,26 @@ def test_the_same_host_twice_with_two_state_folders_waits_for_its_turn(archive_s
         assert not any(again.archive.writer.counts.retries.values())
 
 
+def test_a_host_that_was_stopped_cleanly_is_free_at_once_for_another_state_folder(
+        archive_server, database_name, tmp_path):
+    uri, key = uri_of(archive_server), {"_id": f"writer of {HOST.uuid}"}
+    with MongoClient(uri) as client:
+        meta = client[database_name].meta
+        with rig(tmp_path / "first", uri, database_name) as first:
+            first.sample(7)
+            first.drain()
+            assert meta.find_one(key)["folder"] == f"{tmp_path}/first"
+        assert meta.find_one(key) is None
+        with rig(tmp_path / "second", uri, database_name, guests=first.guests) as second:
+            second.clock_s, second.monotonic_s = first.clock_s, first.monotonic_s
+            second.sample(7)
+            second.drain()
+            assert not any(second.archive.writer.counts.retries.values())
+            first.archive.writer.stop(1)  # what holds nothing takes nothing from others
+            assert meta.find_one(key)["folder"] == f"{tmp_path}/second"
+    assert_stored(uri, database_name, first.truth | second.truth)
+
+
 def test_a_schema_from_the_future_is_left_alone(archive_server, database_name, tmp_path):
     uri = uri_of(archive_server)
     with MongoClient(uri) as client:

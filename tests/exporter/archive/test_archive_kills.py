@@ -31,7 +31,7 @@ from tests.exporter.archive.archive_rig import (
 )
 from tests.exporter.archive.archive_samples import Guests, stored_of
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[3]
 rounds = pytest.mark.parametrize("rounds", [4, pytest.param(20, marks=pytest.mark.soak)])
 
@@ -106,7 +106,7 @@ def _hold_an_acknowledgement(proxy, stored):
 
     Where the connection was just given up, nothing more is sent over it: then it is tried on the next one.
     """
-    for _ in range(20):
+    for _ in range(60):
         proxy.hold(to_server=False)
         with contextlib.suppress(AssertionError):
             wait_until(stored, "a window is stored", timeout_s=6)
