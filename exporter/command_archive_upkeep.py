@@ -131,6 +131,8 @@ def _prune(dry_run: bool, **values: str | None) -> None:
     with _opened(values) as (settings, database):
         retention = settings.archive.retention
         names = expired(database.list_collection_names(), retention, datetime.now(UTC))
+        if not names:
+            click.echo("nothing is past archive.retention")
         if dry_run:
             for name in names:
                 click.echo(f"would drop {name}")

@@ -90,7 +90,8 @@ def _plot(lines: Sequence[Line], title: str, width: int, height: int, color: boo
 def _axes(plotext: Any, lines: Sequence[Line]) -> None:
     times = np.concatenate([line.times_s for line in lines])
     ticks = np.linspace(times.min(), times.max(), 5)
-    form = "%H:%M" if np.ptp(times) < 86400 else "%m-%d %H:%M"
+    length_s = float(np.ptp(times))
+    form = "%H:%M:%S" if length_s < 600 else "%H:%M" if length_s < 86400 else "%m-%d %H:%M"
     plotext.xticks(ticks.tolist(), [datetime.fromtimestamp(t).strftime(form) for t in ticks])
     top = max(float(np.nanmax(line.maximum)) for line in lines)
     low = min(0.0, *(float(np.nanmin(line.minimum)) for line in lines))

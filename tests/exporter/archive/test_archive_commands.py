@@ -67,6 +67,9 @@ def test_status_verify_rollup_and_prune(filled, tmp_path, capsys):
     assert "raw_20200101" in filled.list_collection_names()
     assert virtgauge(["archive", "prune"]) == 0
     assert capsys.readouterr().out == "dropped raw_20200101\n"
+    for more in ([], ["--dry-run"]):
+        assert virtgauge(["archive", "prune", *more]) == 0
+        assert capsys.readouterr().out == "nothing is past archive.retention\n"
 
 
 def on_terminal(*arguments):

@@ -88,6 +88,13 @@ def test_a_plot_shows_the_curve_in_plain_characters(history, guest):
     assert len(braille) > 3
 
 
+def test_no_two_marks_of_a_short_plot_read_the_same(history, guest):
+    status, out, err = history("web1", "--format", "plot", "--field", "memory.used", "--since", "3m")
+    assert status == 0, err
+    marks = out.splitlines()[-1 if out.splitlines()[-1].strip() else -2].split()
+    assert len(set(marks)) == len(marks) == 5
+
+
 @pytest.mark.parametrize(("name", "magic"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
 def test_a_picture_is_written(history, guest, tmp_path, name, magic):
     status, out, err = history("web1", "--field", "cpu.usage", "--field", "disk.write", "--output",
