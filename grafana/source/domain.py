@@ -75,7 +75,7 @@ DOMAIN = Dashboard(
                     Query("max by (domain) (libvirt_domain_persistent{@domain})", "Persistent", words=YES_NO),
                     Query("max by (domain) (libvirt_domain_managed_save{@domain})", "Managed save", words=YES_NO),
                     Query("max by (domain) (libvirt_domain_snapshots{@domain})", "Snapshots"),
-                    Query("max by (domain) (libvirt_domain_memory_stats_period_seconds{@domain})", "Memory told every", "s",
+                    Query("max by (domain) (libvirt_domain_memory_stats_period_seconds{@domain})", "Reports every", "s",
                           words={"0": ("never asked", ORANGE)}),
                     Query("max by (domain) (libvirt_domain_job_last_elapsed_seconds{@domain})", "Last job took", "s"),
                     labels={"domain": "Guest"}, width=12, height=8),
