@@ -284,6 +284,6 @@ DOMAIN = Dashboard(
                     labels={"domain": "Guest", "uuid": "UUID", "title": "Title", "type": "Type", "os_type": "OS type",
                             "arch": "Architecture", "machine": "Machine", "project_name": "Project",
                             "user_name": "User", "flavor": "Flavour"},
-                    hidden=("instance_name", "project_uuid", "user_uuid"), height=5, empty="No guest"),
+                    hidden=("instance_name", "project_uuid", "user_uuid"), wide=("uuid",), height=5, empty="No guest"),
         ), collapsed=True),
     ))

@@ -33,7 +33,7 @@ RUNBOOKS = knobs()["runbooks"]
 Words = dict[str, tuple[str, str]]
 YES_NO: Words = {"1": ("yes", GREEN), "0": ("no", GREY)}
 UP_DOWN: Words = {"1": ("up", GREEN), "0": ("down", RED)}
-NARROW = 90
+NARROW, WIDE = 90, 300
 LEAST = 80
 """Pixels of a table's column: with Grafana's 150 the last of ten columns lie outside."""
 SLOW = "120s"
@@ -206,12 +206,13 @@ def timeline(title: str, description: str, *queries: Query, words: Words, width:
 
 
 def listing(title: str, description: str, *queries: Query, labels: dict[str, str], links: dict[str, str] | None = None,
-            hidden: Sequence[str] = (), narrow: Sequence[str] = (), words: Mapping[str, Words] | None = None,
+            hidden: Sequence[str] = (), narrow: Sequence[str] = (), wide: Sequence[str] = (), words: Mapping[str, Words] | None = None,
             width: int = 24, height: int = 9, sort: str = "", rising: bool = False, empty: str = "None") -> Panel:
     """A table: `labels` maps the label columns to headings; each query adds the column named by its legend.
 
     A query's column is after the labels, or where `labels` has it, by the name that Grafana gives it (`Value #A`).
-    `narrow` are labels with short values, so that the others get the room; `words` colour a label's values.
+    `narrow` are labels with short values, so that the others get the room, `wide` those with a UUID; `words` colour a
+    label's values.
     """
     made = table.Panel()
     _describe(made, title, description, "short", empty, PLAIN)
@@ -231,8 +232,8 @@ def listing(title: str, description: str, *queries: Query, labels: dict[str, str
     for query in queries:
         if query.legend:
             made.override_by_name(query.legend, _column(query))
-    for label in narrow:
-        made.override_by_name(labels[label], [models.DynamicConfigValue("custom.width", NARROW)])
+    for label in (*narrow, *wide):
+        made.override_by_name(labels[label], [models.DynamicConfigValue("custom.width", WIDE if label in wide else NARROW)])
     for label, meanings in (words or {}).items():
         made.override_by_name(labels[label], [
             models.DynamicConfigValue("mappings", [_mapping(meanings)]),
