@@ -11,7 +11,7 @@ from exporter import command_audit, command_rules
 from exporter.config import Settings
 from exporter.logs import configure_logging
 from exporter.setting_catalogue import Setting, catalogue
-from exporter.setting_loading import effective_settings, load_settings
+from exporter.setting_loading import effective_settings, load_settings, warn_of_secrets_in_the_open
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # The settings that the service uses; the listening address of the exporter is not its own.
@@ -40,6 +40,7 @@ def _serve() -> click.Command:
             click.echo(effective_settings(loaded), nl=False)
             return
         configure_logging(loaded.log.level, loaded.log.format)
+        warn_of_secrets_in_the_open(loaded, _collectors())
         from exporter.control_service import run_control
 
         run_control(loaded)
@@ -69,7 +70,10 @@ def _option(setting: Setting) -> click.Option:
 
 
 def _loaded(flags: dict[str, object]) -> Settings:
-    collectors = {collector.name: collector.default for collector in COLLECTORS}
     return load_settings(
-        Settings, flags=flags, environ=os.environ, collectors=collectors, is_root=os.geteuid() == 0
+        Settings, flags=flags, environ=os.environ, collectors=_collectors(), is_root=os.geteuid() == 0
     )
+
+
+def _collectors() -> dict[str, bool]:
+    return {collector.name: collector.default for collector in COLLECTORS}

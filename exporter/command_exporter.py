@@ -11,7 +11,7 @@ from exporter.cli import version_option
 from exporter.config import Settings
 from exporter.logs import configure_logging
 from exporter.setting_catalogue import Setting, catalogue
-from exporter.setting_loading import effective_settings, load_settings
+from exporter.setting_loading import effective_settings, load_settings, warn_of_secrets_in_the_open
 
 
 def build() -> click.Command:
@@ -52,6 +52,7 @@ def run_with(flags: Mapping[str, object], collectors: Mapping[str, bool]) -> Non
         click.echo(effective_settings(settings), nl=False)
         return
     configure_logging(settings.log.level, settings.log.format)
+    warn_of_secrets_in_the_open(settings, collectors)
     from exporter.service import run_exporter
 
     run_exporter(settings)

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from exporter.config import Settings
 from exporter.errors import SettingsError
+from exporter.secret_files import warn_if_others_read
 from exporter.setting_catalogue import Setting, catalogue, is_duration, plain
 from exporter.setting_sources import Given, read_environment, read_file, read_flags
 from exporter.setting_types import format_duration, holds_password, mask_passwords
@@ -50,6 +51,16 @@ def load_settings(
     if problems or settings is None:
         raise SettingsError("\n".join(problems))
     return settings
+
+
+def warn_of_secrets_in_the_open(settings: Settings, collectors: Mapping[str, bool]) -> None:
+    """A word in the log where the file of the settings holds a secret and all users of the machine can read it."""
+    file, known = settings.config.file, catalogue(type(settings), collectors)
+    found = read_file(file, known, []) if file is not None else {}
+    held = [key for key, given in found.items()
+            if known[key].secret or (known[key].may_hold_password and holds_password(given.value))]
+    if file is not None and held:
+        warn_if_others_read(file, ", ".join(held))
 
 
 def _refuse_passwords(flags: dict[str, Given], known: Mapping[str, Setting], problems: list[str]) -> None:

@@ -13,7 +13,7 @@ from exporter.config_reference import reference
 from exporter.errors import SettingsError
 from exporter.listening import ListenAddress
 from exporter.setting_catalogue import catalogue
-from exporter.setting_loading import MASK, effective_settings, load_settings
+from exporter.setting_loading import MASK, effective_settings, load_settings, warn_of_secrets_in_the_open
 from exporter.setting_types import SECRET, parse_duration, parse_libvirt_uri
 
 COLLECTORS = {"domain": True, "block": True, "virtual_networks": False}
@@ -222,6 +222,21 @@ def test_errors_in_the_environment(environ, parts):
 def test_every_problem_is_told_at_once(tmp_path):
     message = problem({"sampling.lanes": "1"}, {"VIRTGAUGE_X": "1"}, "web: {x: 1}", tmp_path=tmp_path)
     assert len(message.splitlines()) == 3
+
+
+@pytest.mark.parametrize(("text", "mode", "named"), [
+    ("archive: {uri: 'mongodb://h', password: hidden}", 0o644, "archive.password;"),
+    ("archive: {uri: 'mongodb://me:hidden@h'}", 0o644, "archive.uri;"),
+    ("archive: {uri: 'mongodb://me:hidden@h'}", 0o640, ""),
+    ("archive: {uri: 'mongodb://h'}", 0o644, ""),
+], ids=["password", "URI with password", "not for all", "no secret"])  # fmt: skip
+def test_a_file_with_a_secret_that_all_may_read_is_warned_of(tmp_path, caplog, text, mode, named):
+    settings = load(file=text, tmp_path=tmp_path)
+    (tmp_path / "virtgauge.yml").chmod(mode)
+    warn_of_secrets_in_the_open(settings, COLLECTORS)
+    assert bool(caplog.records) == bool(named)
+    assert named in caplog.text
+    assert "hidden" not in caplog.text
 
 
 def test_unreadable_files(tmp_path):
