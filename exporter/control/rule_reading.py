@@ -15,6 +15,7 @@ from exporter.nearest import nearest
 from exporter.strict_yaml import StrictLoader
 
 _SMALL_PARTS: tuple[type[BaseModel], ...] = (Action, Expected, Window, Retry, Share, Protected, Server)
+_QUOTED = "within [ ] a matcher with quotes stands in quotes itself: ['a =~ \"x\"']"
 _CAUSES = {
     "missing": "is missing",
     "too_short": "is empty; name at least one",
@@ -48,7 +49,8 @@ def parse_rules(text: str, name: str = "rules") -> RuleFile:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         cause = getattr(error, "problem", None) or str(error)
-        raise RuleFileError(f"{name}{line}: no YAML: {cause}", next_step="correct it") from None
+        next_step = f"correct it; {_QUOTED}" if "',' or ']'" in cause else "correct it"
+        raise RuleFileError(f"{name}{line}: no YAML: {cause}", next_step=next_step) from None
     problems = [f"{name}:{line}: {key!r} is there twice" for line, key in twice]
     try:
         if not problems:

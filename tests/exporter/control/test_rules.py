@@ -117,6 +117,14 @@ def test_each_mistake_is_told_with_its_line(text: str, told: str) -> None:
     assert told in mistakes(text)
 
 
+def test_a_matcher_with_quotes_in_a_list_of_one_line_is_explained() -> None:
+    with pytest.raises(RuleFileError) as caught:
+        parse_rules(GOOD.replace("[instance = alpha]", '[instance =~ "alpha(:.*)?"]'), "f")
+    assert caught.value.cause.startswith("f:1: no YAML")
+    shown = caught.value.next_step.rpartition(": ")[2]
+    assert parse_rules(GOOD.replace("[instance = alpha]", shown)).here[0].matches({"a": "x"})
+
+
 def test_a_labels_text_is_read_as_the_parameters_type() -> None:
     text = GOOD.replace("domain.resume", "domain.set-block-limit, parameters: {total_bytes_sec: {from_label: limit}}")
     action = parse_rules(text).rules[0].action
