@@ -3,6 +3,7 @@
 Measured on libvirt 9.0: an agent that is mute from the start costs 5 s a call (its sync times out); one that falls
 mute later holds its call for ever, and with it the agent job, so that a shutdown by agent waits, too. So libvirt's
 own limit for an agent's answer is set for the time of the reading, and afterwards given back to libvirt's default.
+That limit is one a domain, and libvirt does not tell it: whoever sets it takes the agent's turn (``Turn``) before.
 qemuAgentCommand, which takes a limit, is not used: it taints the domain. Which commands an agent has is learnt from
 what libvirt says of each kind of information.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,6 +26,9 @@ from .domain_xml import element_tree
 from .fields import Constant
 from .periodic import RunningDomain, Scope
 from .snapshot import Record, Subject, Value
+
+Turn = Callable[[str], AbstractContextManager[bool]]
+"""By UUID: held while the domain's agent is asked; false where another use of it has the turn, and it is not asked."""
 
 ANSWER_LIMIT_S = 5
 BACK_OFF_MOST_S = 900.0
@@ -53,8 +57,17 @@ def refused(error: libvirt.libvirtError) -> bool:
     return code in LACKS or (code == libvirt.VIR_ERR_INTERNAL_ERROR and "QEMU agent command" in str(error))
 
 
+def holds(error: libvirt.libvirtError) -> bool:
+    """Whether the agent refused since it holds (has frozen) the guest's file systems; agents before 6.2 do not say."""
+    return "in frozen state" in str(error)
+
+
 class _MuteError(Exception):
     """The agent did not answer within libvirt's limit, and libvirt did not say so."""
+
+
+class _HoldsError(Exception):
+    """The agent holds the guest's file systems, for a backup, and has next to nothing to say meanwhile."""
 
 
 @dataclass(slots=True)
@@ -62,6 +75,7 @@ class _Agent:
     """What is known of one running domain's agent."""
 
     lacks: set[str] = field(default_factory=set)
+    gave: set[str] = field(default_factory=set)
     learnt: int | None = None  # the kinds of guest information that it has
     due_s: float = 0.0
     silent: int = 0  # times in a row
@@ -81,8 +95,9 @@ class AgentSource:
     deadline_s = 45.0
 
     def __init__(self, period_s: float = 60.0, clock: Callable[[], float] = time.monotonic,
-                 wall_clock: Callable[[], float] = time.time) -> None:
+                 wall_clock: Callable[[], float] = time.time, turn: Turn = lambda _uuid: nullcontext(True)) -> None:
         self.period_s = period_s
+        self._turn = turn
         self._clock = clock
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
@@ -113,8 +128,10 @@ class AgentSource:
         # A reading that an event hastened is for the domains of the event.
         if self._clock() >= agent.due_s:
             agent.record = None
-            agent.due_s = self._clock() + 0.9 * self.period_s
-            agent.record = self._asked(session, part, agent)
+            with self._turn(part.uuid) as ours:
+                if ours:
+                    agent.due_s = self._clock() + 0.9 * self.period_s
+                    agent.record = self._asked(session, part, agent)
         return () if agent.record is None else (agent.record,)
 
     def _asked(self, session: Session, part: RunningDomain, agent: _Agent) -> Record | None:
@@ -132,6 +149,9 @@ class AgentSource:
                 stats.update(self._answers(domain, agent))
         except _MuteError:
             return self._silent(agent, subject, read_at_s)
+        except _HoldsError:
+            agent.silent = 0
+            return Record(subject, self.collector, {"agent.connected": True, "agent.up": True}, read_at_s)
         except libvirt.libvirtError as error:
             if error.get_error_code() in _NOT_NOW:
                 return None
@@ -190,12 +210,18 @@ class AgentSource:
         if name in agent.lacks:
             return None
         try:
-            return self._in_time(call)
+            answer = self._in_time(call)
         except (libvirt.libvirtError, AttributeError) as error:
-            if isinstance(error, libvirt.libvirtError) and not refused(error):
-                raise
+            if isinstance(error, libvirt.libvirtError):
+                if not refused(error):
+                    raise
+                # What it gave before it has: it is held, as an agent is that does not say so.
+                if holds(error) or name in agent.gave:
+                    raise _HoldsError from error
             agent.lacks.add(name)
             return None
+        agent.gave.add(name)
+        return answer
 
     def _in_time(self, call: Callable[[], Any]) -> Any:
         """The call's answer. libvirt 9.0 gives an empty one, not an error, where its limit passed."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.registry import Collector
@@ -36,6 +37,8 @@ from exporter.control.connection import Session
 from exporter.control.control_metrics import ControlMetrics
 from exporter.control.errors import ControlError
 from exporter.control.executor import Executor
+from exporter.control.folders import Folders
+from exporter.control.guest_agent import reading_turn
 from exporter.control.jobs import JobStore
 from exporter.control.operations import OPERATIONS
 from exporter.control.problems import problem
@@ -97,7 +100,7 @@ def run_control(settings: Settings) -> None:
     runner = Runner(executor, jobs, metrics)
     refused = _AuditedRefusals(executor.trail)
     access = api_middleware(tokens, refusals, refused=refused.told, exempt=EXEMPT)
-    agents = _agent_page(settings)
+    agents = _agent_page(settings, folders)
     more = {"more_metrics": agents.page} if agents is not None else {}
     app = control_application(runner, OPERATIONS, registry, access, **more, more_routes=routes)
     if agents is not None:
@@ -150,11 +153,11 @@ def _trail_archive(settings: Settings, trail: Trail) -> TrailArchive | None:
     return TrailArchive(settings.archive, trail.path.parent, trail.path, state / "archive", host)
 
 
-def _agent_page(settings: Settings) -> AgentPage | None:
+def _agent_page(settings: Settings, folders: Folders) -> AgentPage | None:
     """What reads the guest agents, on connections and in threads of its own; None where it is off."""
     if not settings.control.agent.enabled:
         return None
-    source = AgentSource(settings.control.agent.period)
+    source = AgentSource(settings.control.agent.period, turn=partial(reading_turn, folders))
     opener = Opener(settings.libvirt.uri, read_only=False)
     background = Background(LanePool(opener, AGENT_LANES, Slots(), "agent"), [source], most_stuck=AGENT_LANES)
     events = AgentEvents(source, background)

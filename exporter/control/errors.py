@@ -184,16 +184,17 @@ _NEXT_STEPS: dict[tuple[int, int], str] = {
 """By code and the part of libvirt that it comes from, where that tells more than the code."""
 
 
-def from_libvirt(error: libvirt.libvirtError, doing: str) -> ControlError:
+def from_libvirt(error: libvirt.libvirtError, doing: str, more: str = "") -> ControlError:
     """The ControlError for what libvirt answered; `doing` says what was attempted ("shutting down web1").
 
+    `more` is put behind the next step.
     A closed connection (domain RPC) is UnreachableError with `outcome_unknown`: the daemon may have acted.
     """
     code, message = error.get_error_code(), " ".join((error.get_error_message() or str(error)).split())
     if error.get_error_domain() == libvirt.VIR_FROM_RPC:
         return UnreachableError(
             f"{doing}: the connection to libvirt broke",
-            next_step="check that libvirtd runs, then look at the state before asking again",
+            next_step="check that libvirtd runs, then look at the state before asking again" + more,
             libvirt_code=code,
             libvirt_message=message,
             outcome_unknown=code != libvirt.VIR_ERR_SYSTEM_ERROR,
@@ -202,4 +203,4 @@ def from_libvirt(error: libvirt.libvirtError, doing: str) -> ControlError:
     next_step = _NEXT_STEPS.get((code or 0, error.get_error_domain() or 0), next_step)
     if os.strerror(errno.ENOSPC) in message:
         next_step = "make room, and ask again"
-    return kind(f"{doing} failed", next_step=next_step, libvirt_code=code, libvirt_message=message)
+    return kind(f"{doing} failed", next_step=next_step + more, libvirt_code=code, libvirt_message=message)

@@ -11,13 +11,21 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import libvirt
 
-from collectors.agent_reading import ANSWER_LIMIT_S, SILENT, channel_connected, refused
+from collectors.agent_reading import ANSWER_LIMIT_S, SILENT, channel_connected, holds, refused
 from exporter.control.connection import Session
+from exporter.control.errors import BusyError
+from exporter.control.folders import Folders
+from exporter.control.locks import Locks
 from exporter.control.operation import Deadline
+
+AgentState = Literal["silent", "answers", "holding"]
+"""Holding: it has frozen the guest's file systems, and knows no other command than to thaw them."""
+_TURN_S = 20.0
+"""How long the metrics' reading of one agent may take that falls mute in the middle, with room."""
 
 
 def falls_back(error: libvirt.libvirtError) -> bool:
@@ -38,32 +46,64 @@ def agent_connected(handle: Any) -> bool:
     return bool(channel_connected(handle.XMLDesc(0)))
 
 
-def agent_answers(handle: Any) -> bool:
-    """Whether the agent is connected and answers a question within 5 s; a command it does not know is an answer."""
+def agent_state(handle: Any, folders: Folders) -> AgentState:
+    """How the agent stands to a question, within 5 s. Raises BusyError where another use of it goes on."""
     if not agent_connected(handle):
-        return False
+        return "silent"
+    with answer_limit(handle, folders, ANSWER_LIMIT_S):
+        return agent_state_now(handle)
+
+
+def agent_state_now(handle: Any) -> AgentState:
+    """The same within a limit that the caller has set."""
     started_s = time.monotonic()
     try:
-        with answer_limit(handle, ANSWER_LIMIT_S):
-            handle.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_HOSTNAME, 0)
+        handle.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_HOSTNAME, 0)
     except libvirt.libvirtError as error:
         if not falls_back(error):
             raise
-        return refused(error)
+        # A command that it does not know is an answer.
+        return "holding" if holds(error) else "answers" if refused(error) else "silent"
     # libvirt 9.0 gives an empty answer, not an error, where the limit passed.
-    return time.monotonic() - started_s < ANSWER_LIMIT_S
+    return "answers" if time.monotonic() - started_s < ANSWER_LIMIT_S else "silent"
 
 
 @contextlib.contextmanager
-def answer_limit(handle: Any, seconds: int) -> Iterator[None]:
-    """libvirt waits no longer than this for each answer of the agent while it is open; it would for ever otherwise."""
-    with contextlib.suppress(libvirt.libvirtError, AttributeError):
-        handle.agentSetResponseTimeout(seconds, 0)
+def answer_limit(handle: Any, folders: Folders, seconds: int, wait_s: float = _TURN_S) -> Iterator[None]:
+    """libvirt waits no longer than this for each answer of the agent while it is open; it would for ever otherwise.
+
+    The limit is one a domain, and cannot be read: the agent's turn is held meanwhile, so that no other use of ours
+    (the metrics', another process's) changes it. Raises BusyError where the turn has not come within `wait_s`.
+    """
+    lock = Locks(folders).acquire(_turn_key(handle.UUIDString()), f"the guest agent of domain {handle.name()}", wait_s)
     try:
-        yield
-    finally:
         with contextlib.suppress(libvirt.libvirtError, AttributeError):
-            handle.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
+            handle.agentSetResponseTimeout(seconds, 0)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(libvirt.libvirtError, AttributeError):
+                handle.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def reading_turn(folders: Folders, uuid: str) -> Iterator[bool]:
+    """A `Turn` for the metrics' reading of agents, which passes over one that an operation uses."""
+    try:
+        lock = Locks(folders).acquire(_turn_key(uuid), "the guest agent")
+    except BusyError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _turn_key(uuid: str) -> str:
+    return f"agent-{uuid}"
 
 
 def asked_within(session: Session, uuid: str, ask: Callable[[Any], object], deadline: Deadline) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,9 +19,9 @@ from exporter.control.boot_sources import require_boot_network, require_bootable
 from exporter.control.connection import Session
 from exporter.control.definition import DefinesDomain
 from exporter.control.domain import domain_state, live_state
-from exporter.control.errors import InvalidError, TimedOutError
+from exporter.control.errors import BusyError, InvalidError, TimedOutError
 from exporter.control.folders import Folders
-from exporter.control.guest_agent import agent_answers
+from exporter.control.guest_agent import agent_state
 from exporter.control.guest_fields import GuestFields, OneLine
 from exporter.control.guest_xml import console_file, guest_xml, host_type
 from exporter.control.operation import Call, Operation, Plan, Progress
@@ -135,7 +136,7 @@ class Provision(DefinesDomain[ProvisionParameters]):
         seen: dict[str, JsonValue] = {}
         ways = {
             "text": lambda: parameters.expect_text in _heard(console, heard_from),
-            "agent": lambda: agent_answers(domain),
+            "agent": lambda: _agent_answers(call, domain),
             "lease": lambda: bool(domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE)),
         }
 
@@ -164,6 +165,12 @@ class Provision(DefinesDomain[ProvisionParameters]):
         except libvirt.libvirtError:
             return "interrupted before the domain was defined; nothing is left of it"
         return f"interrupted; the domain is defined and {state}; whether it came up was not watched to the end"
+
+
+def _agent_answers(call: Call, domain: Any) -> bool:
+    with suppress(BusyError):  # the metrics' reading asks it just now
+        return agent_state(domain, call.folders) != "silent"
+    return False
 
 
 def _expected(parameters: ProvisionParameters) -> list[str]:

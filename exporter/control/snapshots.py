@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from xml.etree.ElementTree import Element, SubElement, tostring
@@ -16,15 +16,13 @@ from collectors.domain_xml import element_tree
 from exporter.control.connection import Session
 from exporter.control.device_change import device_root
 from exporter.control.domain import DomainOperation, P, domain_state, is_state, live_state
-from exporter.control.errors import ControlError, NotFoundError, RefusedError, UnsupportedError, from_libvirt
+from exporter.control.errors import ControlError, NotFoundError, RefusedError, UnsupportedError
 from exporter.control.folders import Folders
-from exporter.control.guest_agent import agent_answers, answer_limit
 from exporter.control.guest_fields import OneLine
 from exporter.control.hotplug_disk import disk_shown
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, moment
+from exporter.control.quiescing import quiesced, refuse_without_agent
 
-_FREEZE_LIMIT_S = 60
-"""How long the agent may need to write out its file systems."""
 _REVERTS_EXTERNAL = 9_009_000  # libvirt 9.9.0
 
 
@@ -99,11 +97,8 @@ class CreateSnapshot(_OfDomain[CreateSnapshotParameters]):
             raise RefusedError(
                 "only an external snapshot of a running guest can be quiesced", next_step="leave --quiesce out"
             )
-        if parameters.quiesce and not agent_answers(handle):
-            raise RefusedError(
-                f"the guest agent in domain {name} does not answer, and cannot hold its file systems",
-                next_step="start it in the guest (qemu-guest-agent), or leave --quiesce out",
-            )
+        if parameters.quiesce:
+            refuse_without_agent(call)
         for target, disk in _disks(handle).items():
             if parameters.kind == "internal" and disk.get("format") != "qcow2":
                 raise RefusedError(
@@ -138,19 +133,8 @@ class CreateSnapshot(_OfDomain[CreateSnapshotParameters]):
             call.intent({"files": call.details["files"]})
         others = [target for target in _targets(handle) if target not in disks] if disks else []
         xml = snapshot_xml(parameters.name, parameters.description, disks, others)
-        if not parameters.quiesce:
+        with quiesced(call) if parameters.quiesce else nullcontext():
             handle.snapshotCreateXML(xml, flags)
-            return
-        with answer_limit(handle, _FREEZE_LIMIT_S):
-            try:
-                handle.snapshotCreateXML(xml, flags)
-            except libvirt.libvirtError as error:
-                # What was asked of the agent before it fell mute it may have done: nothing may stay held.
-                with contextlib.suppress(libvirt.libvirtError):
-                    handle.fsThaw()
-                failed = from_libvirt(error, f"the quiesced snapshot of domain {call.subject.name}")
-                failed.next_step += "; if the guest's file systems are held: 'virsh domfsthaw'"
-                raise failed from error
 
     def verify(self, call: Call, parameters: CreateSnapshotParameters) -> None:
         if parameters.name not in _names(call.subject.handle):

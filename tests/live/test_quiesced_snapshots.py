@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from collectors.agent_reading import AgentSource
+from collectors.periodic import Scope
+from exporter.control import quiescing
 from exporter.control.errors import RefusedError
+from exporter.control.executor import Actor, Request
+from exporter.control.guest_agent import reading_turn
+from exporter.control.operation import Progress
 from exporter.demonstration.guest_console import GuestConsole
 from exporter.demonstration.guest_definition import Guest
 from exporter.demonstration.guest_image import GuestImage
@@ -88,6 +95,60 @@ def test_a_mute_agent_leaves_everything_as_it_was(operator: Operator, guest: Gue
     assert not [file for file in os.listdir(Path(files[0]).parent) if "never" in file]
     assert guest.order("file 4096").status == 0
     assert operator.state(NAME) == "running"
+
+
+def test_what_somebody_else_holds_stays_held(
+    operator: Operator, hypervisor: PrivateHypervisor, guest: GuestConsole
+) -> None:
+    eventually(lambda: agent_answers(hypervisor), "the agent")
+    files = chain(operator)
+    asked = {"name": "never", "quiesce": True}
+
+    def freeze(step: Progress) -> None:
+        if "holding" in step.phase:
+            hypervisor.virsh("domfsfreeze", NAME)
+
+    request = Request(Actor("tester", "test"), progress=freeze)
+    held = "file systems in domain filing are held already.*virsh domfsthaw filing"
+    # Held by another between the look and the act, and before it.
+    with pytest.raises(RefusedError, match=held):
+        operator.run("snapshot.create", NAME, asked, request)
+    with pytest.raises(RefusedError, match=held):
+        operator.dry("snapshot.create", NAME, **asked)
+    assert let_go(operator) == 1
+    assert chain(operator) == files
+
+
+def test_an_agent_that_falls_mute_on_the_way(
+    operator: Operator, hypervisor: PrivateHypervisor, guest: GuestConsole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was asked it does when it wakes, so the error tells how to undo it. The metrics' reading keeps out."""
+    monkeypatch.setattr(quiescing, "FREEZE_LIMIT_S", 2)
+    eventually(lambda: agent_answers(hypervisor), "the agent")
+    uuid = hypervisor.virsh("domuuid", NAME).strip()
+    source = AgentSource(turn=partial(reading_turn, operator.folders))
+    (part,) = [part for part in source.parts(operator.executor.session, Scope()) if part.uuid == uuid]  # type: ignore
+    read: list[int] = []
+
+    def mute(step: Progress) -> None:
+        if "holding" in step.phase:
+            read.append(len(list(source.read(operator.executor.session, part))))  # type: ignore
+            guest.order("agent mute")
+
+    request = Request(Actor("tester", "test"), progress=mute)
+    try:
+        with pytest.raises(RefusedError, match=r"not responding.*may hold.*'virsh domfsthaw filing' then lets go"):
+            operator.run("snapshot.create", NAME, {"name": "never", "quiesce": True}, request)
+    finally:
+        guest.order("agent 1")
+    assert let_go(operator) == 1
+    assert guest.order("file 4096").status == 0
+    assert (read, len(list(source.read(operator.executor.session, part)))) == ([0], 1)  # type: ignore
+
+
+def let_go(operator: Operator) -> int:
+    """How many file systems were held."""
+    return int(operator.executor.session.connection.lookupByName(NAME).fsThaw())
 
 
 def chain(operator: Operator) -> list[str]:
