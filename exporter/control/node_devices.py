@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, TypeVar
 
 import libvirt
@@ -11,7 +12,14 @@ from pydantic import Field, JsonValue
 
 from collectors.domain_xml import element_tree
 from exporter.control.connection import Session, is_remote
-from exporter.control.errors import ControlError, InvalidError, NotFoundError, RefusedError, UnsupportedError
+from exporter.control.errors import (
+    ControlError,
+    InvalidError,
+    NotFoundError,
+    RefusedError,
+    UnsupportedError,
+    from_libvirt,
+)
 from exporter.control.folders import Folders
 from exporter.control.host_devices import FOR_GUESTS, HostDevices
 from exporter.control.node_device_xml import (
@@ -196,7 +204,9 @@ class _PciChange(_NodeDeviceOperation[P]):
         except libvirt.libvirtError:
             return ""
         driver = (self.host.driver(device.address) if device.address else None) or device.driver or "no driver"
-        return f"interrupted; {name} is now with {driver}"
+        group = self.host.group_members(device.address) if device.address else []
+        others = "".join(f", {other} of its group with {self.host.driver(other) or 'no driver'}" for other in group)
+        return f"interrupted; {name} is now with {driver}{others}"
 
 
 class DetachParameters(Parameters):
@@ -212,16 +222,18 @@ class Detach(_PciChange[DetachParameters]):
 
     def check(self, call: Call, parameters: DetachParameters) -> None:
         _, address = self.pci(call)
-        if self.host.driver(address) == "vfio-pci":
+        taken = self.taken(address, parameters)
+        if not taken:
             return
-        self.refuse_used(call, address)
+        if address in taken:
+            self.refuse_used(call, address)
         if self.host.group(address) is None:
             raise UnsupportedError(
                 f"PCI device {address} has no IOMMU group: the host uses no IOMMU",
                 next_step="switch it on in the firmware, and with intel_iommu=on or amd_iommu=on for the kernel",
             )
         others = self.others(address)
-        if others and not parameters.with_group:
+        if others and address in taken and not parameters.with_group:
             named = ", ".join(f"{other} ({self.host.driver(other)})" for other in others)
             raise RefusedError(
                 f"PCI device {address} shares its IOMMU group {self.host.group(address)} with {named}",
@@ -235,24 +247,40 @@ class Detach(_PciChange[DetachParameters]):
         members = self.host.group_members(address)
         return [other for other in members if self.host.driver(other) not in (None, *FOR_GUESTS)]
 
+    def taken(self, address: str, parameters: DetachParameters) -> list[str]:
+        """Those that are to be taken now: it, unless it is there, and with its group what the host still has of it."""
+        itself = [] if self.host.driver(address) == "vfio-pci" else [address]
+        return [*itself, *(self.others(address) if parameters.with_group else ())]
+
     def plan(self, call: Call, parameters: DetachParameters) -> Plan:
         device, address = self.pci(call)
-        taken = [address, *(self.others(address) if parameters.with_group else ())]
+        taken = self.taken(address, parameters)
         return Plan(
             state=self.shown(call, device),
             steps=[f"take {one} from {self.host.driver(one) or 'no driver'} and give it to vfio-pci" for one in taken],
             lost=[f"the host's {what}" for one in taken for what in self.host.what_is_there(one)],
-            nothing_to_do=self.host.driver(address) == "vfio-pci",
+            nothing_to_do=not taken,
         )
 
     def act(self, call: Call, parameters: DetachParameters) -> None:
         _, address = self.pci(call)
-        others = self.others(address) if parameters.with_group else []
-        call.details["detached"] = [address, *others]
-        call.subject.handle.detachFlags(None, 0)
-        for device, handle in node_devices(call.session.connection) if others else ():
-            if device.address in others:
-                handle.detachFlags(None, 0)
+        devices = {device.address: handle for device, handle in node_devices(call.session.connection)}
+        taken: list[str] = []
+        for one in self.taken(address, parameters):
+            try:
+                devices[one].detachFlags(None, 0)
+            except libvirt.libvirtError as error:
+                kept = [other for other in taken if not self._given_back(call, devices[other], other)]
+                raise from_libvirt(error, f"detach of PCI device {one}", _told(taken, kept)) from error
+            taken.append(one)
+        call.details["detached"] = [*taken]
+
+    def _given_back(self, call: Call, handle: Any, address: str) -> bool:
+        """Whether the host's driver has it again: a guest cannot have part of a group, nor has the host any of it."""
+        with suppress(libvirt.libvirtError):
+            handle.reAttach()
+        deadline = call.deadline.within(10)
+        return deadline.wait_for(lambda: self.host.driver(address) not in (None, *FOR_GUESTS))
 
     def verify(self, call: Call, parameters: DetachParameters) -> None:
         wanted = _texts(call.details["detached"])
@@ -317,6 +345,15 @@ class Reattach(_PciChange[NoParameters]):
             raise ControlError(f"PCI device {address} is still with vfio-pci", next_step="see dmesg")
         if self.host.driver(address) is None:
             call.warnings.append(f"no driver of the host has taken {address}")
+
+
+def _told(taken: list[str], kept: list[str]) -> str:
+    """What became of the devices that were taken before one could not be; goes behind an error's next step."""
+    back = [address for address in taken if address not in kept]
+    told = f"; given back to the host: {', '.join(back)}" if back else ""
+    if kept:
+        told += f"; still taken from the host: {', '.join(kept)} ('nodedev reattach' gives each back)"
+    return told
 
 
 def _texts(value: JsonValue) -> list[str]:

@@ -47,10 +47,25 @@ def main() -> None:
         tell(f"{verb} held", operator, verb, FREE)
     guest.destroy()
     tell("reattach", operator, "reattach", FREE)
+    tell_of_a_group_of_which_one_cannot_be_taken(operator)
     tell("detach group", operator, "detach", PAIRED, with_group=True)
     tell("reattach first", operator, "reattach", PAIRED)
     tell("reattach second", operator, "reattach", OTHER)
     report({"step": "trail", "events": operator.events(), "verified": operator.trail.verify()})
+
+
+def tell_of_a_group_of_which_one_cannot_be_taken(operator: Operator) -> None:
+    """The kernel takes no word about the second: the first is taken before that shows."""
+    override = f"/sys/bus/pci/devices/{OTHER}/driver_override"
+    subprocess.run(["mount", "--bind", "/dev/full", override], check=True)
+    tell("detach broken group", operator, "detach", PAIRED, with_group=True)
+    subprocess.run(["umount", override], check=True)
+    tell("show other", operator, "show", OTHER)
+    # What is missing of a group is taken, too.
+    operator.executor.session.connection.nodeDeviceLookupByName(_name(PAIRED)).detachFlags(None, 0)
+    tell("detach rest of group", operator, "detach", PAIRED, with_group=True)
+    for address in (PAIRED, OTHER):
+        tell(f"reattach rest {address}", operator, "reattach", address)
 
 
 def prepare() -> None:
@@ -67,7 +82,7 @@ def prepare() -> None:
 
 def tell(step: str, operator: Operator, verb: str, address: str, dry: bool = False, **parameters: Any) -> None:
     """Does it, confirmed as libvirt names the device, and reports the answer or the refusal."""
-    name = "pci_" + address.replace(":", "_").replace(".", "_")
+    name = _name(address)
     done: dict[str, Any] = {"step": step}
     try:
         run = operator.dry if dry else operator
@@ -78,6 +93,10 @@ def tell(step: str, operator: Operator, verb: str, address: str, dry: bool = Fal
         done |= {"error": type(error).__name__, "text": str(error)}
     driver = Path("/sys/bus/pci/devices") / address / "driver"
     report({**done, "driver": driver.resolve().name if driver.exists() else None})
+
+
+def _name(address: str) -> str:
+    return "pci_" + address.replace(":", "_").replace(".", "_")
 
 
 def report(done: dict[str, Any]) -> None:

@@ -138,5 +138,14 @@ def test_with_an_iommu_a_group_goes_as_a_whole(inside: dict[str, Any]) -> None:
     assert (inside["detach group"]["details"]["detached"], inside["detach group"]["driver"]) == (
         [PAIRED, OTHER], "vfio-pci"
     )  # fmt: skip
+    assert inside["detach rest of group"]["details"]["detached"] == [OTHER]
     assert inside["reattach first"]["driver"] == inside["reattach second"]["driver"] == "virtio-pci"
     assert inside["reattach second"]["changed"] is True
+
+
+@pytest.mark.timeout(1000)
+def test_with_an_iommu_a_group_of_which_one_cannot_be_taken_goes_back(inside: dict[str, Any]) -> None:
+    told = inside["detach broken group"]
+    assert f"detach of PCI device {OTHER} failed" in told["text"]
+    assert told["text"].endswith(f"; given back to the host: {PAIRED}")
+    assert told["driver"] == inside["show other"]["driver"] == "virtio-pci"
