@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 from exporter.control.block_chain import JobEnd, base_index, chain_of, disk_element, job_of, watch_job
 from exporter.control.connection import Session
 from exporter.control.device_change import device_root
-from exporter.control.domain import DomainOperation, P, domain_state, find_domain
+from exporter.control.domain import DomainOperation, P, domain_state, find_domain, live_state
 from exporter.control.errors import ControlError, NotFoundError, RefusedError, TimedOutError
 from exporter.control.folders import Folders
 from exporter.control.guest_fields import HostPath, Word
@@ -161,7 +161,7 @@ class _RunsJob(_OnDisk[P]):
             elif not call.deadline.within(_SETTLES_S).wait_for(
                 lambda: chain_of(handle, device) == goal or end.word in ("failed", "canceled")
             ) or chain_of(handle, device) != goal:
-                raise self._ended_early(parameters, end)
+                raise self._ended_early(call, parameters, end)
         call.deadline.wait_for(lambda: not job_of(handle, device))
 
     def _stopped(self, call: Call, parameters: Any) -> TimedOutError:
@@ -179,12 +179,24 @@ class _RunsJob(_OnDisk[P]):
             next_step="ask again, with more time or bandwidth",
         )
 
-    def _ended_early(self, parameters: Any, end: JobEnd) -> ControlError:
+    def _ended_early(self, call: Call, parameters: Any, end: JobEnd) -> ControlError:
+        """Why it is not done; raises what libvirt raises where that is away."""
+        if not call.subject.handle.isActive():
+            return RefusedError(
+                f"{self.verb} of {parameters.device} ended with the guest, which is {live_state(call.subject.handle)};"
+                " its disk is as it was",
+                next_step="start it, and ask again",
+            )
         kept = "the guest goes on with its disk as it was"
         if end.word == "failed":
             return ControlError(
                 f"{self.verb} of {parameters.device} failed in QEMU; {kept}",
                 next_step="look for room and errors where its images lie, and in the guest's log of QEMU",
+            )
+        if end.word != "canceled":
+            return ControlError(
+                f"{self.verb} of {parameters.device} is over and not done, and libvirt does not say why; {kept}",
+                next_step="look at libvirtd's log and the guest's log of QEMU, and ask again",
             )
         return RefusedError(
             f"{self.verb} of {parameters.device} was stopped by somebody else before its end; {kept}",

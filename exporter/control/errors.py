@@ -106,11 +106,15 @@ class NotFoundError(ControlError):
         next_step: str = "",
         libvirt_code: int | None = None,
         libvirt_message: str | None = None,
+        outcome_unknown: bool = False,
     ) -> None:
         self.nearest = tuple(nearest)
         if self.nearest and not next_step:
             next_step = f"the nearest: {', '.join(self.nearest)}"
-        super().__init__(cause, next_step=next_step, libvirt_code=libvirt_code, libvirt_message=libvirt_message)
+        super().__init__(
+            cause, next_step=next_step, libvirt_code=libvirt_code, libvirt_message=libvirt_message,
+            outcome_unknown=outcome_unknown,
+        )  # fmt: skip
 
     def as_json(self) -> dict[str, object]:
         return super().as_json() | ({"nearest": list(self.nearest)} if self.nearest else {})

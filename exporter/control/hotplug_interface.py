@@ -89,8 +89,14 @@ class DetachInterface(DeviceChange[DetachInterfaceParameters]):
         return interfaces_of(handle, side)
 
     def wanted(self, call: Call, side: Side, parameters: DetachInterfaceParameters) -> Values:
-        return {mac: shown for mac, shown in interfaces_of(call.subject.handle, side).items()
-                if mac != parameters.device}  # fmt: skip
+        found = [_shown(element) for element in _elements(call.subject.handle, side)]
+        same = len([mac for mac, _ in found if mac == parameters.device])
+        if same > 1:
+            raise RefusedError(
+                f"domain {call.subject.name} has {same} interfaces with {parameters.device}",
+                next_step="give them addresses of their own in its definition first",
+            )
+        return {mac: shown for mac, shown in found if mac != parameters.device}
 
     def cautions(self, call: Call, parameters: DetachInterfaceParameters) -> list[str]:
         sides = self.sides(call, parameters)
@@ -101,12 +107,7 @@ class DetachInterface(DeviceChange[DetachInterfaceParameters]):
 
     def apply(self, call: Call, side: Side, wanted: Values, parameters: DetachInterfaceParameters) -> None:
         handle, mac = call.subject.handle, parameters.device
-        element, *others = (found for found in _elements(handle, side) if _shown(found)[0] == mac)
-        if others:
-            raise RefusedError(
-                f"domain {call.subject.name} has {len(others) + 1} interfaces with {mac}",
-                next_step="give them addresses of their own in its definition first",
-            )
+        element = next(found for found in _elements(handle, side) if _shown(found)[0] == mac)
         xml = ElementTree.tostring(element, encoding="unicode")
         if side == "persistent":
             handle.detachDeviceFlags(xml, FLAGS[side])

@@ -6,7 +6,6 @@ would start on the destination with whatever stands there under the same name. S
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +17,7 @@ import libvirt
 from collectors.domain_xml import element_tree
 from exporter.control.errors import InvalidError, RefusedError
 from exporter.control.migration_parameters import MigrateParameters
-
-# File systems that several hosts see at the same time; libvirt's own list is in virfile.c (virFileIsSharedFSType).
-_SHARED_FILE_SYSTEMS = frozenset(
-    ("nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.ceph", "fuse.cephfs", "glusterfs", "fuse.glusterfs", "gfs2", "ocfs2",
-     "afs", "gpfs", "lustre", "acfs", "vxfs", "beegfs", "fuse.quobyte", "pvfs2")
-)  # fmt: skip
-_SHARED_POOLS = frozenset(("netfs", "iscsi", "iscsi-direct", "rbd", "sheepdog", "gluster", "vstorage", "scsi", "mpath"))
+from exporter.control.shared_storage import SHARED_FILE_SYSTEMS, SHARED_POOLS, file_system_of
 
 
 @dataclass(frozen=True)
@@ -72,10 +65,10 @@ def _where(
         return "shared", f"over the network ({source.get('protocol')})"
     if kind == "volume":
         pool = _pool_type(connection, source.get("pool", ""))
-        return ("shared" if pool in _SHARED_POOLS else "local"), f"in a pool of type {pool or 'unknown'}"
+        return ("shared" if pool in SHARED_POOLS else "local"), f"in a pool of type {pool or 'unknown'}"
     if kind == "file":
         file_system = file_system_of(path, mounts) if mounts is not None else ""
-        return ("shared" if file_system in _SHARED_FILE_SYSTEMS else "local"), f"on {file_system or 'unknown'}"
+        return ("shared" if file_system in SHARED_FILE_SYSTEMS else "local"), f"on {file_system or 'unknown'}"
     return "local", "a device of this host, as far as can be seen"
 
 
@@ -84,27 +77,6 @@ def _pool_type(connection: Any, name: str) -> str:
         return ElementTree.fromstring(connection.storagePoolLookupByName(name).XMLDesc(0)).get("type", "")
     except libvirt.libvirtError:
         return ""
-
-
-def file_system_of(path: str, mounts: Path) -> str:
-    """The type of the file system that holds `path`, links resolved; proc(5), mountinfo. Empty where unknown."""
-    real = os.path.realpath(path)
-    best, kind = "", ""
-    for line in mounts.read_text(errors="surrogateescape").splitlines():
-        fields, _, rest = line.partition(" - ")
-        point = _unescaped(fields.split()[4])
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        # Of two mounts on one place the later one is seen.
-        if inside and len(point) >= len(best):
-            best, kind = point, rest.split()[0]
-    return kind
-
-
-def _unescaped(text: str) -> str:
-    """mountinfo writes blanks and backslashes in octal."""
-    return text.encode("utf-8", "surrogateescape").decode("unicode_escape").encode("latin-1").decode(
-        "utf-8", "surrogateescape"
-    ) if "\\" in text else text  # fmt: skip
 
 
 def left_behind(disks: list[GuestDisk], parameters: MigrateParameters) -> list[GuestDisk]:

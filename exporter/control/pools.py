@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 import libvirt
 from pydantic import Field, JsonValue
 
-from exporter.control.connection import Session
+from exporter.control.connection import Session, is_remote
 from exporter.control.errors import ControlError, NotFoundError, RefusedError
 from exporter.control.folders import Folders
 from exporter.control.guest_fields import DomainName, HostPath
@@ -29,6 +29,7 @@ from exporter.control.host_objects import (
 )
 from exporter.control.image_users import users_of
 from exporter.control.operation import Call, NoParameters, Operation, P, Parameters, Plan, Role, State, Subject
+from exporter.control.shared_storage import MOUNTS, shared_with_others
 
 POOL = Kind(
     "pool", "listAllStoragePools", "storagePoolLookupByName", "storagePoolLookupByUUIDString",
@@ -245,6 +246,7 @@ class ResizeVolume(_OfVolume[ResizeVolumeParameters]):
         return Plan(
             state=self.state(call, parameters), steps=[f"{now} bytes become {wanted}"], nothing_to_do=now == wanted,
             lost=[f"the last {now - wanted} bytes of it"] if wanted < now else [],
+            warnings=unseen_users(call) if now != wanted else [],
         )  # fmt: skip
 
     def act(self, call: Call, parameters: ResizeVolumeParameters) -> None:
@@ -272,7 +274,8 @@ class DeleteVolume(_OfVolume[VolumeParameters]):
 
     def plan(self, call: Call, parameters: VolumeParameters) -> Plan:
         state = self.state(call, parameters)
-        return Plan(state=state, steps=["delete it"], lost=[f"{state.get('file')} with all that is in it"])
+        lost = [f"{state.get('file')} with all that is in it"]
+        return Plan(state=state, steps=["delete it"], lost=lost, warnings=unseen_users(call))
 
     def act(self, call: Call, parameters: VolumeParameters) -> None:
         call.details["file"] = call.subject.handle.path()
@@ -296,6 +299,15 @@ def volume_state(volume: Any) -> State:
         "capacity_bytes": capacity, "allocation_bytes": allocation,
     }  # fmt: skip
     return {name: value for name, value in shown.items() if value is not None}
+
+
+def unseen_users(call: Call) -> list[str]:
+    """The plan's warning where guests of other hosts may use the volume, which no look at this one shows."""
+    pool = call.subject.handle.storagePoolLookupByVolume()
+    mounts = None if is_remote(call.session.connection.getURI()) else MOUNTS
+    shared = shared_with_others(pool.XMLDesc(0), mounts)
+    unseen = "may be used by other hosts too, whose guests are not seen from here: look there"
+    return [f"pool {pool.name()} ({shared}) {unseen}"] if shared else []
 
 
 def require_active(pool: Any) -> None:

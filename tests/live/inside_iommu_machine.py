@@ -45,6 +45,10 @@ def main() -> None:
     tell("show held", operator, "show", FREE)
     for verb in ("reattach", "reset"):
         tell(f"{verb} held", operator, verb, FREE)
+    try:
+        operator.dry("domain.migrate", "holder", to="there")
+    except ControlError as error:
+        report({"step": "migrate held", "error": type(error).__name__, "text": str(error)})
     guest.destroy()
     tell("reattach", operator, "reattach", FREE)
     tell_of_a_group_of_which_one_cannot_be_taken(operator)

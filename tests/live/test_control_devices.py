@@ -278,6 +278,28 @@ def test_an_interface_comes_and_goes_while_scraped(
     assert "has no such interface" in unchanged.warnings[0]
 
 
+def test_an_interface_that_cannot_come_or_go(operator: Operator, hypervisor: PrivateHypervisor) -> None:
+    mac = "52:54:00:00:03:01"
+    guest = define(hypervisor, "twins", saying("UP"))
+    nic = f"<interface type='user'><mac address='{mac}'/><rom enabled='no'/></interface>"
+    file = hypervisor.folder / "definitions" / "twins.xml"
+    file.write_text(hypervisor.virsh("dumpxml", guest.name).replace("</devices>", f"{nic * 2}</devices>"))
+    hypervisor.virsh("define", str(file))
+    operator("network.define", name="asleep", forward="isolated", bridge="asleep0", address="203.0.113.1/24")
+    try:
+        operator("domain.start", "twins")
+        with pytest.raises(RefusedError, match=r"network asleep is not active; start it \('network start asleep'\)"):
+            operator.dry("domain.attach-interface", "twins", network="asleep")
+        assert operator.dry("domain.attach-interface", "twins", network="asleep", apply_to="persistent").plan.steps
+        for act in (operator.dry, operator):
+            with pytest.raises(RefusedError, match=f"domain twins has 2 interfaces with {mac}; give them addresses"):
+                act("domain.detach-interface", "twins", device=mac)
+    finally:
+        operator("domain.destroy", "twins")
+        operator("domain.undefine", "twins")
+        operator("network.undefine", "asleep")
+
+
 def test_a_guest_that_ignores_an_unplug(operator: Operator, hypervisor: PrivateHypervisor) -> None:
     """A boot sector has no driver for anything."""
     define(hypervisor, "ignorant", saying("UP"))

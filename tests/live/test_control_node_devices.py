@@ -129,6 +129,9 @@ def test_with_an_iommu_a_running_guests_device_stays_its_own(inside: dict[str, A
         told = inside[f"{verb} held"]
         assert (told["error"], told["driver"]) == ("RefusedError", "vfio-pci")
         assert f"PCI device {FREE} belongs to the running guest holder" in told["text"]
+    told = inside["migrate held"]
+    assert told["error"] == "RefusedError"
+    assert f"domain holder has the device {FREE} of this host, which cannot go along" in told["text"]
 
 
 @pytest.mark.timeout(1000)

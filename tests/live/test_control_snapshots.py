@@ -178,6 +178,52 @@ def test_stopped_from_elsewhere(operator: Operator, writer: SectorGuest, verb: s
     verified(operator, writer, two[0])
 
 
+def test_a_guest_that_ends_during_a_job(
+    operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest
+) -> None:
+    operator("snapshot.create", GUEST, name="one")
+    with ThreadPoolExecutor(1) as other:
+        job = other.submit(operator, "domain.block-commit", GUEST, device="hda", bandwidth_bytes_sec=65536)
+        eventually(lambda: operator("domain.block-jobs", GUEST).details["rows"][0].get("type"), "the job")
+        hypervisor.virsh("destroy", GUEST)
+        with pytest.raises(ControlError, match=r"ended with the guest, which is shutoff; its disk is as it was"):
+            job.result(60)
+
+
+def test_a_job_without_room(operator: Operator, hypervisor: PrivateHypervisor) -> None:
+    """The base's file system is full: QEMU gives the commit up, and the guest goes on; with room it is done."""
+    guest = define(hypervisor, "crowded", saying("UP"))
+    small, top = hypervisor.folder / "images" / "small", guest.disk.with_suffix(".qcow2")
+    small.mkdir()
+    hypervisor.run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small))
+    base = small / "base.qcow2"
+    hypervisor.run("qemu-img", "create", "-q", "-f", "qcow2", str(base), "8M")
+    hypervisor.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(top))
+    hypervisor.run("qemu-io", "-c", f"write -s {guest.disk} 0 512", "-c", "write -P 7 4M 2M", str(top))
+    file = hypervisor.folder / "definitions" / "crowded.xml"
+    xml = hypervisor.virsh("dumpxml", "crowded").replace("type='raw'", "type='qcow2'")
+    file.write_text(xml.replace(str(guest.disk), str(top)))
+    hypervisor.virsh("define", str(file))
+    try:
+        operator("domain.start", "crowded")
+        with pytest.raises(ControlError, match=r"block-commit of hda failed in QEMU; the guest goes on.*look for room"):
+            operator("domain.block-commit", "crowded", device="hda")
+        assert operator.state("crowded") == "running"
+        (row,) = operator("domain.block-jobs", "crowded").details["rows"]
+        assert (row["chain"], row.get("type")) == ([str(top), str(base)], None)
+        hypervisor.run("mount", "-o", "remount,size=8m", str(small))
+        done = operator("domain.block-commit", "crowded", device="hda")
+        assert done.after["chain"] == [str(base)]
+        operator("domain.destroy", "crowded")
+        read = hypervisor.run("qemu-io", "-r", "-c", "read -P 7 4M 2M", str(base))
+        assert b"read 2097152/2097152" in read
+        assert b"verification failed" not in read
+    finally:
+        operator("domain.destroy", "crowded")
+        operator("domain.undefine", "crowded", snapshots=True)
+        hypervisor.run("umount", str(small))
+
+
 def test_an_internal_snapshot_and_back(operator: Operator, writer: SectorGuest) -> None:
     operator("snapshot.create", GUEST, name="inside", kind="internal")
     with pytest.raises(RefusedError, match="quiesced"):

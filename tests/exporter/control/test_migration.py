@@ -17,10 +17,11 @@ from exporter.control import migration, migration_job
 from exporter.control.destinations import Destination, destination_named, destinations
 from exporter.control.errors import NotFoundError, RefusedError, UnreachableError
 from exporter.control.folders import Folders
-from exporter.control.migration_disks import check_disks, copied_targets, file_system_of, guest_disks
+from exporter.control.migration_disks import check_disks, copied_targets, guest_disks
 from exporter.control.migration_parameters import MigrateParameters, migration_flags, typed_parameters
 from exporter.control.migration_progress import job_facts, progress_of
 from exporter.control.migration_sides import Sides
+from exporter.control.shared_storage import file_system_of, shared_with_others
 
 KVM2 = "kvm2=qemu+tls://kvm2.example.org/system tcp://192.0.2.7"
 
@@ -174,6 +175,15 @@ def test_the_file_system_is_that_of_the_innermost_and_last_mount(tmp_path):
     assert file_system_of(str(link / "disk.raw"), table) == "tmpfs"
 
 
+def test_what_other_hosts_may_use_too(tmp_path):
+    pool = f"<pool type='{{}}'><name>p</name><target><path>{tmp_path}</path></target></pool>"
+    for kind in ("netfs", "rbd", "iscsi"):
+        assert shared_with_others(pool.format(kind), mounts(tmp_path, "ext4")) == kind
+    assert shared_with_others(pool.format("dir"), mounts(tmp_path, "nfs4")) == "nfs4"
+    assert shared_with_others(pool.format("dir"), mounts(tmp_path, "ext4")) == ""
+    assert shared_with_others(pool.format("dir"), None) == shared_with_others("<pool type='logical'/>") == ""
+
+
 def test_a_disk_that_would_be_lost_is_named(tmp_path, connection):
     disks = guest_disks(connection, DISKS.format(folder=tmp_path), None)
     with pytest.raises(RefusedError, match=r"vda \(.*a\.raw, on unknown\); vdb \(/dev/vg/b, a device.*; vde"):
@@ -220,15 +230,17 @@ def test_where_it_runs_is_never_guessed(here, there, one, told):
     assert (sides.exactly_one, sides.told()) == (one, told)
 
 
-def broken_pipe(monkeypatch, tmp_path, mark):
+def broken_pipe(
+    monkeypatch, tmp_path, mark, sides=Sides(RUNS, ABSENT, "kvm2"), code=libvirt.VIR_ERR_OPERATION_FAILED  # noqa: B008
+):
     """The ControlError of a migration that QEMU calls a broken pipe, with or without an abort of ours."""
-    monkeypatch.setattr(migration, "look_at_both", lambda *_where: Sides(RUNS, ABSENT, "kvm2"))
+    monkeypatch.setattr(migration, "look_at_both", lambda *_where: sides)
     uuid = "0e5e1f4a-6d0e-4b9b-9a5c-7d2b7a1c3e55"
     call = SimpleNamespace(
         subject=SimpleNamespace(name="web1", uuid=uuid), folders=Folders(tmp_path), session=None
     )  # fmt: skip
     error = libvirt.libvirtError("job 'migration out' failed: Unable to write to socket: Broken pipe")
-    error.err = (libvirt.VIR_ERR_OPERATION_FAILED, libvirt.VIR_FROM_QEMU, str(error), 2, "", "", "", -1, -1)
+    error.err = (code, libvirt.VIR_FROM_QEMU, str(error), 2, "", "", "", -1, -1)
     if mark:
         migration_job.abort_mark(call.folders, uuid).touch()
     watch = SimpleNamespace(paused=False, destination_lost=False, stopped=None)
@@ -239,6 +251,14 @@ def test_what_was_aborted_is_said_to_be_whatever_qemu_calls_it(monkeypatch, tmp_
     aborted = broken_pipe(monkeypatch, tmp_path, mark=True)
     assert str(aborted).startswith("migration of domain web1 to kvm2 was aborted; it is running here (")
     assert "Broken pipe" in str(aborted)
+
+
+def test_a_guest_that_libvirt_knows_no_more(monkeypatch, tmp_path):
+    gone = broken_pipe(monkeypatch, tmp_path, mark=False, sides=Sides(ABSENT, ABSENT, "kvm2"),
+                       code=libvirt.VIR_ERR_NO_DOMAIN)  # fmt: skip
+    assert isinstance(gone, NotFoundError)
+    assert "it runs on neither host" in str(gone)
+    assert gone.outcome_unknown
 
 
 def test_what_broke_by_itself_was_not_aborted(monkeypatch, tmp_path):

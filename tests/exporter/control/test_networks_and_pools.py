@@ -23,6 +23,8 @@ NODE = """<node><domain type='test'><name>web1</name><uuid>6695eb01-f6a4-8304-79
 HOLDER = """<domain type='test'><name>holder</name><memory>8192</memory><os><type>hvm</type></os><devices>
 <disk type='volume' device='disk'><driver name='qemu' type='raw'/><source pool='p' volume='a.raw'/>
 <target dev='vda'/></disk></devices></domain>"""
+NETFS = """<pool type='netfs'><name>far</name><source><host name='192.0.2.9'/><dir path='/export'/></source>
+<target><path>/mnt/far</path></target></pool>"""
 NETWORK = {"name": "lab", "address": "192.0.2.1/24", "dhcp_from": "192.0.2.100", "dhcp_to": "192.0.2.199"}
 HOSTILE = st.text(st.characters(exclude_categories=("C", "Zl", "Zp", "Zs"), exclude_characters="/."), min_size=1,
                   max_size=40)  # fmt: skip
@@ -105,6 +107,16 @@ def test_a_network_from_definition_to_end(control):
         control("network.show", "lab")
 
 
+def test_guests_of_other_hosts_are_warned_of(control):
+    control.executor.session.connection.storagePoolDefineXML(NETFS).create()
+    control("volume.create", pool="far", name="a.raw", format="raw", capacity_bytes=1 << 20)
+    warned = "pool far (netfs) may be used by other hosts too, whose guests are not seen from here: look there"
+    assert control.dry("volume.delete", "a.raw", pool="far").plan.warnings == [warned]
+    assert control.dry("volume.resize", "a.raw", pool="far", capacity_bytes=1 << 20).plan.warnings == []
+    assert control.dry("volume.resize", "a.raw", pool="far", capacity_bytes=2 << 20).plan.warnings == [warned]
+    assert control("volume.delete", "a.raw", pool="far").warnings == [warned]
+
+
 def test_a_pool_and_its_volumes(control, tmp_path):
     with pytest.raises(InvalidError, match="outside the image folders"):
         control("pool.define", name="p", folder="/etc")
@@ -140,6 +152,7 @@ def test_a_pool_and_its_volumes(control, tmp_path):
         control("volume.resize", "a.raw", pool="p", capacity_bytes=2 << 20)
     holder.destroy()
     holder.undefine()
+    assert control.dry("volume.delete", "a.raw", pool="p").plan.warnings == []
     assert control("volume.delete", "a.raw", pool="p").after == {"state": "gone"}
     control("pool.stop", "p")
     control("pool.undefine", "p")
