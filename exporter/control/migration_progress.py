@@ -134,6 +134,8 @@ class Watch:
 
     def _act_on_timeout(self, handle: Any) -> None:
         if self._parameters.on_timeout == "pause":
+            if handle.state()[0] == libvirt.VIR_DOMAIN_PAUSED:  # by somebody else, who lets it run again
+                return
             handle.suspend()
             self.paused = True
             self._call.warnings.append("it was paused for the rest of the way, since it was not done in time")

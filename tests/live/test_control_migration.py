@@ -390,6 +390,15 @@ def test_tuned_aborted_cancelled_and_out_of_time(pair: HostPair, here: Operator,
     goes_on(busy)
 
 
+def test_a_suspended_guest_that_does_not_go_stays_suspended(pair: HostPair, here: Operator, busy: SectorGuest) -> None:
+    here("domain.suspend", "busy")
+    migration = Migration(here, "busy", within_s=1, on_timeout="pause")
+    eventually(lambda: here("domain.migrate-status", "busy").details.get("elapsed_s", 0) > 2, "its time over")
+    migration.cancelled.set()
+    assert "cancelled by the caller; it is paused" in str(migration.failed())
+    assert here.state("busy") == "paused"
+
+
 @pytest.mark.parametrize(
     "when", [{"post_copy": "after-first-pass", "bandwidth_mib_per_second": 8},
              {"post_copy": "allowed", "on_timeout": "post-copy", "within_s": 5}], ids=["at once", "out of time"]

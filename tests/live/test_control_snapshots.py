@@ -27,6 +27,8 @@ from tests.live.sector_guests import WRITTEN_FROM, WRITTEN_TO, SectorGuest, defi
 GUEST = "writer"
 UNWRITTEN_FROM = 4 << 20
 DISK_BYTES = 12 << 20
+# The guest writes faster than that, even on a busy machine: a commit goes on until it is stopped.
+SLOW = 8192
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,12 @@ def ours() -> bytes:
 
 def passes(guest: SectorGuest) -> int:
     return len(guest.said().strip())
+
+
+def overwritten(guest: SectorGuest) -> None:
+    """Waits until the guest has written since: an overlay without anything in it is committed at once."""
+    before = passes(guest)
+    eventually(lambda: passes(guest) > before, "a pass of the guest")
 
 
 def verified(operator: Operator, guest: SectorGuest, file: str) -> None:
@@ -122,8 +130,9 @@ def test_a_commit_while_it_writes(operator: Operator, hypervisor: PrivateHypervi
     assert (row["name"], row["kind"], row["description"]) == ("one", "external", "before <it> & \"all\"")
     assert (second["name"], second["parent"]) == ("two", "one")
     assert datetime.fromisoformat(row["created"]) <= datetime.fromisoformat(second["created"]) <= datetime.now(UTC)
+    overwritten(writer)
     with pytest.raises(TimedOutError, match="was stopped before its end"):
-        operator("domain.block-commit", GUEST, device="hda", bandwidth_bytes_sec=65536, within_s=1)
+        operator("domain.block-commit", GUEST, device="hda", bandwidth_bytes_sec=SLOW, within_s=1)
     assert len(chain(operator)) == 3
     # Only the newest overlay, into the one below it: the lowest image stays as it is.
     three = chain(operator)
@@ -165,9 +174,10 @@ def test_a_pull_while_it_writes(operator: Operator, hypervisor: PrivateHyperviso
 def test_stopped_from_elsewhere(operator: Operator, writer: SectorGuest, verb: str) -> None:
     """While one process waits for the job, another stops it: that one is told, and the disk is as it was."""
     operator("snapshot.create", GUEST, name="one")
+    overwritten(writer)
     two = chain(operator)
     with ThreadPoolExecutor(1) as other:
-        job = other.submit(operator, f"domain.{verb}", GUEST, device="hda", bandwidth_bytes_sec=65536)
+        job = other.submit(operator, f"domain.{verb}", GUEST, device="hda", bandwidth_bytes_sec=SLOW)
         eventually(lambda: operator("domain.block-jobs", GUEST).details["rows"][0].get("type"), "the job")
         with pytest.raises(ControlError, match=f"busy with domain.{verb}"):
             operator("domain.suspend", GUEST)
@@ -182,8 +192,9 @@ def test_a_guest_that_ends_during_a_job(
     operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest
 ) -> None:
     operator("snapshot.create", GUEST, name="one")
+    overwritten(writer)
     with ThreadPoolExecutor(1) as other:
-        job = other.submit(operator, "domain.block-commit", GUEST, device="hda", bandwidth_bytes_sec=65536)
+        job = other.submit(operator, "domain.block-commit", GUEST, device="hda", bandwidth_bytes_sec=SLOW)
         eventually(lambda: operator("domain.block-jobs", GUEST).details["rows"][0].get("type"), "the job")
         hypervisor.virsh("destroy", GUEST)
         with pytest.raises(ControlError, match=r"ended with the guest, which is shutoff; its disk is as it was"):
@@ -265,6 +276,7 @@ def test_killed_in_the_middle_of_a_commit(
     """kill -9: libvirt goes on, as the exporter sees; the next start tells, and asking again sees it through."""
     scraper = Scraper(start_exporter(hypervisor.read_only_uri, ("--sampling.interval=1s",)))
     operator("snapshot.create", GUEST, name="one")
+    overwritten(writer)
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(operator.executor.session.uri), str(operator.folders.state)],
         stdout=subprocess.PIPE,
@@ -297,9 +309,10 @@ KILLED = """
 import sys, threading, time
 from pathlib import Path
 from tests.live.operating import Operator
+from tests.live.test_control_snapshots import SLOW
 operator = Operator(sys.argv[1], Path(sys.argv[2]))
 watcher = Operator(sys.argv[1], Path(sys.argv[2]))
-order = {"device": "hda", "bandwidth_bytes_sec": 65536}
+order = {"device": "hda", "bandwidth_bytes_sec": SLOW}
 threading.Thread(target=operator, args=("domain.block-commit", "writer"), kwargs=order, daemon=True).start()
 while not watcher("domain.block-jobs", "writer").details["rows"][0].get("type"):
     time.sleep(0.01)
