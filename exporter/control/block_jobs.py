@@ -21,6 +21,7 @@ from exporter.control.hotplug_disk import disk_shown
 from exporter.control.image_users import users_of
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, Subject
 from exporter.control.power import refuse_unless_running
+from exporter.control.snapshot_images import refuse_if_inside
 
 _SETTLES_S = 2.0
 """How long libvirt may need to show a disk's new chain once the job is gone."""
@@ -225,6 +226,7 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
         super().check(call, parameters)
         chain = chain_of(call.subject.handle, parameters.device)
         base = self.goal(chain, parameters.base)[0]
+        refuse_if_inside(call.subject.handle, call.subject.name, chain[: chain.index(base)])
         # What stands on the base itself would see other data; what stands on the overlays loses what is under them.
         for file in chain[1 : chain.index(base) + 1]:
             users = users_of(call.session.connection, file, running=False, besides=call.subject.uuid,
@@ -284,6 +286,12 @@ class BlockPull(_RunsJob[BlockPullParameters]):
 
     def goal(self, chain: list[str], base: str | None) -> list[str]:
         return [*chain[:1], *(chain[chain.index(base) :] if base is not None else ())]
+
+    def check(self, call: Call, parameters: BlockPullParameters) -> None:
+        super().check(call, parameters)
+        chain = chain_of(call.subject.handle, parameters.device)
+        if self.goal(chain, parameters.base) != chain:
+            refuse_if_inside(call.subject.handle, call.subject.name, chain[:1])
 
     def plan(self, call: Call, parameters: BlockPullParameters) -> Plan:
         chain = chain_of(call.subject.handle, parameters.device)

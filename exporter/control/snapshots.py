@@ -22,6 +22,7 @@ from exporter.control.guest_fields import OneLine
 from exporter.control.hotplug_disk import disk_shown
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, moment
 from exporter.control.quiescing import quiesced, refuse_without_agent
+from exporter.control.snapshot_images import merged_away, refuse_missing
 
 _REVERTS_EXTERNAL = 9_009_000  # libvirt 9.9.0
 
@@ -161,6 +162,7 @@ class RevertSnapshot(_OfDomain[RevertSnapshotParameters]):
                 f"this host's libvirt cannot revert to the external snapshot {parameters.name}",
                 next_step="that needs libvirt 9.9; stop the guest and define it with the snapshot's first image",
             )
+        refuse_missing(call, _snapshot(call, parameters.name))
 
     def plan(self, call: Call, parameters: RevertSnapshotParameters) -> Plan:
         lost = ["what its disks got since"]
@@ -193,12 +195,22 @@ class DeleteSnapshot(_OfDomain[DeleteSnapshotParameters]):
     destructive = True
     long_running = True
 
+    def check(self, call: Call, parameters: DeleteSnapshotParameters) -> None:
+        self._merged(call, parameters)
+
+    def _merged(self, call: Call, parameters: DeleteSnapshotParameters) -> list[tuple[str, str]]:
+        if parameters.metadata_only or parameters.children or parameters.name not in _names(call.subject.handle):
+            return []
+        return merged_away(call, _snapshot(call, parameters.name))
+
     def plan(self, call: Call, parameters: DeleteSnapshotParameters) -> Plan:
         there = parameters.name in _names(call.subject.handle)
         lost = [f"the state kept in {parameters.name}" + (" and those after it" if parameters.children else "")]
+        merged = [f"write {file} into {below}, and remove it" for file, below in self._merged(call, parameters)]
         return Plan(
-            state=self.state(call, parameters), steps=["delete it"], lost=lost if there else [], nothing_to_do=not there
-        )
+            state=self.state(call, parameters), steps=[*merged, "delete it"], lost=lost if there else [],
+            nothing_to_do=not there,
+        )  # fmt: skip
 
     def act(self, call: Call, parameters: DeleteSnapshotParameters) -> None:
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN if parameters.children else 0

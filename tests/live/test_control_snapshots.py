@@ -188,6 +188,41 @@ def test_stopped_from_elsewhere(operator: Operator, writer: SectorGuest, verb: s
     verified(operator, writer, two[0])
 
 
+def test_a_snapshot_inside_an_overlay_keeps_what_it_needs(
+    operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest
+) -> None:
+    """libvirt would merge or pull it away, and the revert then end the guest, or bring back zeros."""
+    operator("snapshot.create", GUEST, name="out")
+    top, lowest = chain(operator)
+    operator("snapshot.create", GUEST, name="in", kind="internal")
+    inside = f"snapshot in of domain {GUEST} lies inside {top} and would be lost"
+    with pytest.raises(RefusedError, match=inside):
+        operator("snapshot.delete", GUEST, name="out")
+    for verb in ("block-commit", "block-pull"):
+        with pytest.raises(RefusedError, match=inside):
+            operator.dry(f"domain.{verb}", GUEST, device="hda")
+    os.rename(top, top + ".away")
+    with pytest.raises(RefusedError, match=f"snapshot in needs {top}, which is not there"):
+        operator.dry("snapshot.revert", GUEST, name="in")
+    os.rename(top + ".away", top)
+    assert operator("snapshot.revert", GUEST, name="in", then="running").after["state"] == "running"
+    operator("snapshot.delete", GUEST, name="in")
+    # Another guest's image stands on the one that would be written into.
+    with sharing(operator, hypervisor, lowest), pytest.raises(RefusedError, match=f"{lowest} is in use by domain shar"):
+        operator("snapshot.delete", GUEST, name="out")
+    plan = operator.dry("snapshot.delete", GUEST, name="out").plan
+    assert plan is not None
+    assert plan.steps == [f"write {top} into {lowest}, and remove it", "delete it"]
+    assert operator("snapshot.delete", GUEST, name="out").after["snapshots"] == []
+    assert (chain(operator), Path(top).exists()) == ([lowest], False)
+    # One whose image was committed meanwhile can only be forgotten.
+    operator("snapshot.create", GUEST, name="past")
+    operator("domain.block-commit", GUEST, device="hda")
+    with pytest.raises(RefusedError, match=r"made by snapshot past, is no longer on another image.*--metadata-only"):
+        operator("snapshot.delete", GUEST, name="past")
+    assert operator("snapshot.delete", GUEST, name="past", metadata_only=True).after["snapshots"] == []
+
+
 def test_a_guest_that_ends_during_a_job(
     operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest
 ) -> None:
@@ -288,12 +323,12 @@ def test_killed_in_the_middle_of_a_commit(
     child.stdout.close()
     (explained,) = operator.executor.explain_left_open(OPERATIONS)
     assert "libvirt goes on with the active commit of hda" in str(explained["outcome"])
-    eventually(lambda: job_seen(scraper), "the job's series")
+    eventually(lambda: job_seen(scraper), "the job's series", 150)  # looked for once a minute
     with pytest.raises(RefusedError, match="active commit runs on that disk already"):
         operator("domain.block-pull", GUEST, device="hda")
     assert operator("domain.block-abort", GUEST, device="hda").changed
     assert not operator("domain.block-abort", GUEST, device="hda").changed
-    eventually(lambda: not job_seen(scraper), "the end of the job's series")
+    eventually(lambda: not job_seen(scraper), "the end of the job's series", 150)
     result = operator("domain.block-commit", GUEST, device="hda")
     assert len(result.after["chain"]) == 1
     verified(operator, writer, str(result.after["chain"][0]))
