@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import libvirt
 
-from collectors.agent_reading import ANSWER_LIMIT_S, SILENT, channel_connected, holds, refused
+from collectors.agent_reading import ANSWER_LIMIT_S, SILENT, channel_connected, fell_mute, holds, refused
 from exporter.control.connection import Session
 from exporter.control.errors import BusyError
 from exporter.control.folders import Folders
@@ -58,14 +58,13 @@ def agent_state_now(handle: Any) -> AgentState:
     """The same within a limit that the caller has set."""
     started_s = time.monotonic()
     try:
-        handle.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_HOSTNAME, 0)
+        answer = handle.guestInfo(libvirt.VIR_DOMAIN_GUEST_INFO_HOSTNAME, 0)
     except libvirt.libvirtError as error:
         if not falls_back(error):
             raise
         # A command that it does not know is an answer.
         return "holding" if holds(error) else "answers" if refused(error) else "silent"
-    # libvirt 9.0 gives an empty answer, not an error, where the limit passed.
-    return "answers" if time.monotonic() - started_s < ANSWER_LIMIT_S else "silent"
+    return "silent" if fell_mute(answer, time.monotonic() - started_s) else "answers"
 
 
 @contextlib.contextmanager
