@@ -72,13 +72,15 @@ def _status(**values: str | None) -> None:
     click.echo(f"schema     {found.schema if found.schema is not None else 'none yet'}")
     click.echo(f"objects    {found.objects}")
     for host in found.hosts:
-        click.echo(f"host       {host.get('name')}  {host['_id']}  last seen {host['last_seen']:%Y-%m-%d %H:%M:%SZ}")
+        seen = f"seen {host['last_seen']:%Y-%m-%d %H:%M:%SZ} (noted hourly)"
+        click.echo(f"host       {host.get('name')}  {host['_id']}  {seen}")
     for name, begin, end in found.partitions:
         click.echo(f"partition  {name}  {begin:%Y-%m-%d %H:%MZ} to {end:%Y-%m-%d %H:%MZ}")
     if found.spool_bytes is None:
         click.echo(f"spool      none in {settings.state.directory}")
     else:
-        click.echo(f"spool      {found.spool_bytes} bytes, acknowledged up to frame {found.spool_acknowledged or 0}")
+        click.echo(f"spool      {found.spool_bytes} bytes, acknowledged up to frame {found.spool_acknowledged or 0}"
+                   + (f", a sample of {found.newest:%Y-%m-%d %H:%M:%SZ}" if found.newest else ""))
     documents, size = found.refused
     if documents:
         click.echo(f"refused    {documents} documents by the database for good: {size} bytes of at most "

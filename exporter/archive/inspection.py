@@ -19,6 +19,7 @@ from exporter.archive.documents import (
     VALUES,
     Document,
     milliseconds,
+    moment,
     partition_span,
 )
 from exporter.archive.quarantine import kept_in
@@ -29,6 +30,7 @@ from exporter.archive.rollups import DAY_MS, HOUR_MS, roll_up_day, roll_up_hour
 class Status:
     """``partitions``: (name, begin, end) in order of name; ``spool_bytes`` None where there is no spool here.
 
+    ``newest``: of the samples out of that spool that the database has.
     ``refused``: (documents, bytes) that are put aside beside the spool, since the database refuses them for good.
     """
 
@@ -38,6 +40,7 @@ class Status:
     objects: int
     spool_bytes: int | None
     spool_acknowledged: int | None
+    newest: datetime | None
     refused: tuple[int, int]
 
 
@@ -48,15 +51,19 @@ def status(database: Database, state: Path) -> Status:
     partitions = [(name, *span) for name in names if (span := partition_span(name)) is not None]
     folder = state / "archive" / "spool"
     size = sum(path.stat().st_size for path in folder.glob("*.spool")) if folder.is_dir() else None
+    acknowledged, newest_ms = _acknowledged(folder)
     return Status(meta["version"] if meta else None, partitions, list(database[HOSTS].find()),
-                  sum(1 for _ in database[OBJECTS].find({}, {"_id": 1})), size, _acknowledged(folder), kept_in(folder))
+                  sum(1 for _ in database[OBJECTS].find({}, {"_id": 1})), size, acknowledged,
+                  moment(newest_ms) if newest_ms else None, kept_in(folder))
 
 
-def _acknowledged(folder: Path) -> int | None:
+def _acknowledged(folder: Path) -> tuple[int | None, int | None]:
+    """(number of the last frame that the database has, time in ms of its sample), None where it is not known."""
     try:
-        return int(json.loads((folder / "acknowledged.json").read_text())["acknowledged"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        found = json.loads((folder / "acknowledged.json").read_text())
+        return int(found["acknowledged"]), found["notes"].get("newest_ms")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, None
 
 
 def raw_partitions(database: Database) -> list[str]:

@@ -44,7 +44,8 @@ def test_status_verify_rollup_and_prune(filled, tmp_path, capsys):
     assert "objects    3" in out
     assert "host       alpha" in out
     assert "partition  raw_20260921" in out
-    assert "acknowledged up to frame" in out
+    # 120 samples, 10 s apart, and the end of the last window.
+    assert "bytes, acknowledged up to frame 121, a sample of 2026-09-21 14:33:50Z\n" in out
     assert "refused" not in out
     aside = bson.encode({"_id": b"1", "name": "guest1"})
     (tmp_path / "archive" / "spool" / "quarantine.bson").write_bytes(aside * 3)
