@@ -60,7 +60,7 @@ def exporter_option() -> click.Option:
 def settings_of(values: Mapping[str, str | None]) -> Settings:
     """Settings from these flags, the environment and the file. Raises SettingsError."""
     from exporter.config import Settings
-    from exporter.service import collector_defaults
+    from exporter.setting_catalogue import collector_defaults
     from exporter.setting_loading import load_settings
 
     flags = {name.replace("__", "."): value for name, value in values.items() if value is not None}

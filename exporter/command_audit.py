@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,7 @@ from pydantic import JsonValue
 from exporter.archive.timespan import parse_moment
 from exporter.command_archive_options import archive_options, settings_of
 from exporter.control.audit import Trail, TrailDamagedError, is_intact, record_time, tells_of
-from exporter.operation_output import render, result_console
+from exporter.operation_output import render
 
 if TYPE_CHECKING:
     from exporter.config import Settings
@@ -66,7 +65,7 @@ def _run(newest: int, domain: str | None, since: str | None, verify: bool, archi
     else:
         found = list(islice(_chosen(trail.backwards(), domain, begin), newest))[::-1]
     rows = [_row(record) for record in found] if output == "table" else found
-    render({"details": {"rows": rows, **details}}, output, result_console(sys.stdout, sys.stdout.isatty()))
+    render({"details": {"rows": rows, **details}}, output)
 
 
 def _archived(settings: Settings, trail: Trail, newest: int, domain: str | None, begin: datetime | None,

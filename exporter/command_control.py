@@ -6,11 +6,10 @@ import os
 
 import click
 
-from collectors import COLLECTORS
 from exporter import command_audit, command_rules
 from exporter.config import Settings
 from exporter.logs import configure_logging
-from exporter.setting_catalogue import Setting, catalogue
+from exporter.setting_catalogue import Setting, catalogue, collector_defaults
 from exporter.setting_loading import effective_settings, load_settings, warn_of_secrets_in_the_open
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -40,7 +39,7 @@ def _serve() -> click.Command:
             click.echo(effective_settings(loaded), nl=False)
             return
         configure_logging(loaded.log.level, loaded.log.format)
-        warn_of_secrets_in_the_open(loaded, _collectors())
+        warn_of_secrets_in_the_open(loaded, collector_defaults())
         from exporter.control_service import run_control
 
         run_control(loaded)
@@ -71,9 +70,5 @@ def _option(setting: Setting) -> click.Option:
 
 def _loaded(flags: dict[str, object]) -> Settings:
     return load_settings(
-        Settings, flags=flags, environ=os.environ, collectors=_collectors(), is_root=os.geteuid() == 0
+        Settings, flags=flags, environ=os.environ, collectors=collector_defaults(), is_root=os.geteuid() == 0
     )
-
-
-def _collectors() -> dict[str, bool]:
-    return {collector.name: collector.default for collector in COLLECTORS}

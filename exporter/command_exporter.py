@@ -17,7 +17,7 @@ from exporter.setting_loading import effective_settings, load_settings, warn_of_
 def build() -> click.Command:
     """The command with a flag for every setting that may have one."""
     # Imported here: the service brings numpy and libvirt with it.
-    from exporter.service import collector_defaults
+    from exporter.setting_catalogue import collector_defaults
 
     return command(collector_defaults())
 

@@ -18,7 +18,6 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from collectors import COLLECTORS
 from exporter.config import Settings
 from exporter.control import own_connectivity
 from exporter.control.connection import Session
@@ -31,8 +30,9 @@ from exporter.control.startup import control_folders, recover
 from exporter.errors import UsageError
 from exporter.nearest import nearest
 from exporter.operation_flags import parameter_document, parameter_options
-from exporter.operation_output import printable, render, result_console, uptime
+from exporter.operation_output import printable, render, uptime
 from exporter.operation_waiting import not_cut_off, shown_progress, wait_for
+from exporter.setting_catalogue import collector_defaults
 from exporter.setting_loading import load_settings
 from exporter.setting_types import parse_duration
 
@@ -165,17 +165,32 @@ def command(operation: AnyOperation) -> click.Command:
         own = {name: value for name, value in values.items() if not name.startswith(_COMMON)}
         Invocation.of(operation, common).run(reference, own)
 
+    return _OperationCommand(
+        operation, operation.words[-1], callback=run, help=operation.summary, short_help=operation.summary,
+        epilog=_EPILOG, context_settings=dict(_HELP),
+    )  # fmt: skip
+
+
+class _OperationCommand(click.Command):
+    """One operation; its flags are made when it is used, since a noun has dozens and a call is of one."""
+
+    def __init__(self, operation: AnyOperation, *arguments: Any, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self._operation = operation
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not self.params:
+            self.params = _parameters(self._operation)
+        return super().get_params(ctx)
+
+
+def _parameters(operation: AnyOperation) -> list[click.Parameter]:
     parameters: list[click.Parameter] = []
     if operation.takes_subject:
         complete = _names("domain" if operation.noun in _OF_DOMAINS else operation.noun)
         parameters.append(click.Argument([f"{_COMMON}reference"], metavar="NAME", shell_complete=complete))
     parameters += parameter_options(operation.parameters, _TAKEN)
-    parameters += _common_options(operation)
-    return click.Command(
-        operation.words[-1], callback=run, params=parameters, help=operation.summary, short_help=operation.summary,
-        epilog=_EPILOG,
-        context_settings=dict(_HELP),
-    )  # fmt: skip
+    return [*parameters, *_common_options(operation)]
 
 
 def _common(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,9 +253,8 @@ class Invocation:
         """From the common flags; reads the settings, connects to nothing yet. Raises SettingsError."""
         names = {"libvirt.uri": "libvirt_uri", "state.directory": "state_directory", "config.file": "config_file"}
         flags = {key: common.get(name) for key, name in names.items()}
-        collectors = {collector.name: collector.default for collector in COLLECTORS}
         settings = load_settings(
-            Settings, flags=flags, environ=os.environ, collectors=collectors, is_root=os.geteuid() == 0
+            Settings, flags=flags, environ=os.environ, collectors=collector_defaults(), is_root=os.geteuid() == 0
         )
         # Reading needs no right to change, so it does not ask for one.
         session = Session(settings.libvirt.uri, read_only=operation.reads)
@@ -253,7 +267,6 @@ class Invocation:
     def run(self, reference: str | None, values: Mapping[str, object]) -> None:
         """Runs it and shows the result. Raises ControlError, UsageError, KeyboardInterrupt."""
         output = str(self.common.get("output", "table"))
-        console = result_console(sys.stdout, sys.stdout.isatty())
         try:
             parameters = parse_parameters(self.operation, parameter_document(self.operation.parameters, values))
             if not self.operation.reads:
@@ -262,11 +275,11 @@ class Invocation:
             result = self._confirmed(reference, parameters)
         except ControlError as error:
             if output != "table":
-                render({"error": {**error.as_json(), "exit_status": error.exit_status}}, output, console)
+                render({"error": {**error.as_json(), "exit_status": error.exit_status}}, output)
             raise
         finally:
             self.executor.close()
-        render(result.model_dump(mode="json", exclude_none=True), output, console)
+        render(result.model_dump(mode="json", exclude_none=True), output)
         for warning in result.warnings if output == "table" else ():
             click.echo(f"virtgauge: warning: {printable(warning)}", err=True)
 

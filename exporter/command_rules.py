@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import click
 
 from exporter.command_archive_options import settings_of
 from exporter.control.errors import InvalidError, NotFoundError
-from exporter.operation_output import render, result_console
+from exporter.operation_output import render
 
 if TYPE_CHECKING:
     from exporter.control.alert_store import AlertStore, RuleAct
@@ -99,7 +98,7 @@ def _test(file: Path, alert: Any, output: str, **values: str | None) -> None:
         rows = [asdict(found) for one in alerts for found in forecast.of(one)]
     finally:
         forecast.close()
-    render({"details": {"rows": rows}}, output, result_console(sys.stdout, sys.stdout.isatty()))
+    render({"details": {"rows": rows}}, output)
 
 
 def _as_webhook(body: bytes) -> bytes:
@@ -144,13 +143,13 @@ def _list(output: str, **values: str | None) -> None:
         rows = [{"action": act.id, "rule": act.rule, "domain": act.domain, "alert": act.alert.name, "would": act.told,
                  "waits_s": round(time.time() - act.made_s), "expires": _moment(act.due_s)}
                 for act in store.in_state("pending")]  # fmt: skip
-    render({"details": {"rows": rows}}, output, result_console(sys.stdout, sys.stdout.isatty()))
+    render({"details": {"rows": rows}}, output)
 
 
 def _show(action: int, output: str, **values: str | None) -> None:
     with _store(values) as (store, _):
         details = _shown(store.get(action))
-    render({"details": details}, output, result_console(sys.stdout, sys.stdout.isatty()))
+    render({"details": details}, output)
 
 
 def _shown(act: RuleAct) -> dict[str, Any]:

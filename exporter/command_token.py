@@ -11,6 +11,7 @@ import click
 
 from exporter.config import Settings
 from exporter.errors import UsageError
+from exporter.setting_catalogue import collector_defaults
 from exporter.setting_loading import load_settings
 from exporter.setting_types import parse_duration
 from exporter.token_changes import create_token, revoke_token
@@ -21,8 +22,6 @@ _DEFAULT_LIFE = "365d"
 
 def build() -> click.Command:
     """The group with its three commands."""
-    from exporter.service import collector_defaults
-
     return command(collector_defaults())
 
 

@@ -7,15 +7,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from exporter.control.operation import Operation
 from exporter.control.operation import Progress as Step
 from exporter.operation_output import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 AnyOperation = Operation[Any]
 
@@ -54,22 +55,28 @@ class shown_progress:  # noqa: N801 - a context manager, read as a function
     """Shows an operation's steps on a terminal's standard error; nothing elsewhere."""
 
     def __init__(self, operation: AnyOperation) -> None:
-        self._shown = operation.long_running and sys.stderr.isatty()
-        self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
-            console=Console(stderr=True), transient=True,
-        )  # fmt: skip
-        self._task = self._progress.add_task(operation.verb, total=None)
+        self._shown: tuple[Progress, TaskID] | None = None
+        if operation.long_running and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+            progress = Progress(
+                SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._shown = progress, progress.add_task(operation.verb, total=None)
 
     def __enter__(self) -> Callable[[Step], None]:
         if self._shown:
-            self._progress.start()
+            self._shown[0].start()
         return self._told
 
     def __exit__(self, *_error: object) -> None:
         if self._shown:
-            self._progress.stop()
+            self._shown[0].stop()
 
     def _told(self, step: Step) -> None:
-        total = None if step.fraction is None else 1.0
-        self._progress.update(self._task, description=printable(step.phase), completed=step.fraction, total=total)
+        if self._shown:
+            progress, task = self._shown
+            total = None if step.fraction is None else 1.0
+            progress.update(task, description=printable(step.phase), completed=step.fraction, total=total)

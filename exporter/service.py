@@ -52,11 +52,6 @@ API_PATHS = "/api/"
 """Paths that need a bearer token; the web configuration's passwords are for the others."""
 
 
-def collector_defaults() -> dict[str, bool]:
-    """Every known collector's name and whether it is on where nothing is said."""
-    return {collector.name: collector.default for collector in COLLECTORS}
-
-
 class Exporter:
     """One target with its page, threads and connections; ``start`` and ``stop`` from the main thread."""
 

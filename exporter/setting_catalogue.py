@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from collectors import COLLECTORS
 from exporter.setting_types import Duration, SecretMark, format_duration
 
 ENVIRONMENT_PREFIX = "VIRTGAUGE_"
@@ -46,6 +47,11 @@ class Setting:
     def environment(self) -> str:
         """`VIRTGAUGE_A_B_C`."""
         return ENVIRONMENT_PREFIX + self.key.upper().replace(".", "_")
+
+
+def collector_defaults() -> dict[str, bool]:
+    """Every known collector's name and whether it is on where nothing is said."""
+    return {collector.name: collector.default for collector in COLLECTORS}
 
 
 def catalogue(model: type[BaseModel], collectors: Mapping[str, bool]) -> dict[str, Setting]:

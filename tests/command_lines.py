@@ -20,7 +20,7 @@ from exporter.config import Settings
 from exporter.control.operations import OPERATIONS
 from exporter.control.request_parameters import parse_parameters
 from exporter.operation_flags import parameter_document
-from exporter.service import collector_defaults
+from exporter.setting_catalogue import collector_defaults
 from exporter.setting_loading import load_settings
 
 BY_WORDS = {operation.words: operation for operation in OPERATIONS}

@@ -24,6 +24,7 @@ LIBVIRT = (
     "collectors/per_domain.py", "collectors/agent_reading.py", "exporter/control/", "exporter/demonstration/")
 PROMETHEUS_CLIENT = ("exporter/exposition.py", "exporter/page.py", "exporter/server.py", "exporter/control/",
                      "exporter/control_service.py")
+HEAVY = {"rich", "yaml", "numpy", "starlette", "uvicorn", "pymongo", "prometheus_client", "pycdlib"}
 PYMONGO = ("exporter/archive/",)
 # What exporter/control may use of the rest of virtgauge. Of the collectors: libvirt's event loop, of which a process
 # can have but one; the names of states, reasons, devices and events, and what counts as an agent that answers, so that
@@ -141,6 +142,23 @@ def test_importing_everything_starts_no_thread_and_registers_nothing() -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=REPOSITORY, capture_output=True, text=True,
                           timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "words", [["domain", "list"], ["interface", "undefine", "--help"], ["control", "audit"]], ids=" ".join
+)
+def test_a_command_loads_no_library_that_it_does_not_use(words: list[str], tmp_path: Path) -> None:
+    """A script may run hundreds of commands."""
+    command = [*words, "--state.directory", str(tmp_path)]
+    command += ["--libvirt.uri", "test:///default"] if words[0] == "domain" else []
+    command += [] if "--help" in words else ["--output", "json"]
+    code = ("import sys; from exporter.cli import run\n"
+            f"assert run({command!r}) == 0\n"
+            f"loaded = {HEAVY!r} & set(sys.modules)\n"
+            "assert not loaded, loaded\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
+                          check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_module_is_named_for_nothing() -> None:

@@ -45,7 +45,8 @@ class Role(enum.IntEnum):
 class Parameters(BaseModel):
     """An operation's parameters: strict, frozen, no unknown key. Validate from JSON text (`parse`)."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+    # Built at its first use: a command uses one of dozens.
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
 
 
 class NoParameters(Parameters):

@@ -10,14 +10,13 @@ import io
 import os
 from pathlib import Path
 
-import pycdlib
-import yaml
-
 _HEADER = "#cloud-config\n"
 
 
 def user_data(hostname: str, ssh_keys: tuple[str, ...]) -> str:
     """A cloud-config that sets the host name and the default user's keys."""
+    import yaml  # here, as pycdlib below: dozens of milliseconds of every command's start otherwise
+
     config: dict[str, object] = {"hostname": hostname}
     if ssh_keys:
         config["ssh_authorized_keys"] = list(ssh_keys)
@@ -26,6 +25,8 @@ def user_data(hostname: str, ssh_keys: tuple[str, ...]) -> str:
 
 def write_seed(file: Path, user_data_text: str, instance_id: str, hostname: str) -> None:
     """Writes the seed, replacing an older one whole. Raises OSError."""
+    import yaml
+
     meta_data = yaml.safe_dump({"instance-id": instance_id, "local-hostname": hostname})
     part = file.with_suffix(".part")
     part.unlink(missing_ok=True)
@@ -36,6 +37,8 @@ def write_seed(file: Path, user_data_text: str, instance_id: str, hostname: str)
 
 
 def _iso(files: dict[str, bytes]) -> bytes:
+    import pycdlib
+
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
     for name, content in files.items():

@@ -19,7 +19,7 @@ from exporter.control.folders import Folders
 from exporter.control.locks import Locks
 from exporter.control.operations import OPERATIONS
 from exporter.operation_flags import parameter_document, parameter_options
-from exporter.operation_output import printable, render, result_console, uptime
+from exporter.operation_output import printable, render, uptime
 
 NODE = """<node>
 <interface type='ethernet' name='lan0'><mac address='52:54:00:aa:bb:01'/></interface>
@@ -236,7 +236,7 @@ def test_hostile_names_cannot_steer_the_terminal():
     file = io.StringIO()
     result = {"details": {"rows": [{"name": hostile}], "counts": {"all": 1}}}
     for output in ("table", "json", "yaml"):
-        render(result, output, result_console(file, False))
+        render(result, output, file)
     assert not {"\x1b", "\x9b", "\u202e"} & set(file.getvalue())
     assert "[red]x[/red]" in file.getvalue()
 

@@ -15,7 +15,8 @@ import pytest
 from collectors.owner_metadata import LABEL_MOST_CHARACTERS
 from exporter.config import Settings
 from exporter.negotiation import negotiate_format
-from exporter.service import Exporter, collector_defaults
+from exporter.service import Exporter
+from exporter.setting_catalogue import collector_defaults
 from exporter.setting_loading import load_settings
 from tests.samples import values_of
 

@@ -9,7 +9,8 @@ from pymongo import MongoClient
 
 from collectors.connection import Opener, host_identity
 from exporter.config import Settings
-from exporter.service import Exporter, collector_defaults
+from exporter.service import Exporter
+from exporter.setting_catalogue import collector_defaults
 from exporter.setting_loading import load_settings
 from tests.exporter.archive.archive_rig import uri_of, wait_until
 
