@@ -93,19 +93,20 @@ def test_a_thousand_alerts_at_once_meet_budget_and_cap(
     now = datetime.now(UTC).isoformat()
     post(alertmanager, "/api/v2/alerts", [{"labels": labels(f"web{n}"), "startsAt": now} for n in range(GUESTS)])
 
-    def received() -> float:
-        # Above 512 connections the service closes some; Alertmanager comes again with what they carried, and so do we.
+    def reached(most: int, *which: str) -> bool:
+        # Above 512 connections the service closes idle ones; Alertmanager comes again with what was not answered in its
+        # time, and so do we. What comes again is counted again, and never acted upon again.
         with contextlib.suppress(OSError):
-            return counted(service, "alerts_received_total", "firing")
-        return 0.0
+            return counted(service, *which) >= most
+        return False
 
-    eventually(lambda: received() >= GUESTS, "all alerts have come", 120)
+    eventually(lambda: reached(GUESTS, "alerts_received_total", "firing"), "all alerts have come", 120)
+    eventually(lambda: reached(GUESTS - 7, "rule_skips_total", "budgeted", "budget"), "all but 7 are skipped", 120)
+    eventually(lambda: reached(107, "rule_skips_total", "capped", "share"), "all but 4 of 111 are", 120)
     eventually(lambda: counted(service, "alerts_waiting") == 0, "all alerts are judged", 120)
-    assert counted(service, "rule_matches_total", "budgeted") == GUESTS
+    assert counted(service, "rule_matches_total", "budgeted") >= GUESTS
     assert counted(service, "rule_runs_total", "budgeted", "done") == 7
-    assert counted(service, "rule_skips_total", "budgeted", "budget") == GUESTS - 7
-    assert counted(service, "rule_runs_total", "capped", "done") == 4  # of the 111 guests web9*
-    assert counted(service, "rule_skips_total", "capped", "share") == 107
+    assert counted(service, "rule_runs_total", "capped", "done") == 4
     paused = service.ask("GET", "/api/v1/domains?which=all", token="reader")[1]["details"]["rows"]
     assert [row["state"] for row in paused].count("paused") == 4
     begun = [record for record in Trail(service.state / "control" / "audit.jsonl").records()
