@@ -205,13 +205,14 @@ class AgentSource:
         for kind in _KINDS:
             answer = self._had(agent, f"kind {kind}", partial(domain.guestInfo, kind, 0))
             if answer is not None:
-                learnt |= kind
                 found.update(answer)
+            if f"kind {kind}" not in agent.lacks:
+                learnt |= kind
         agent.learnt = learnt
         return found
 
     def _had(self, agent: _Agent, name: str, call: Callable[[], Any]) -> Any:
-        """The call's answer; None from then on where the agent or libvirt does not have it."""
+        """The call's answer; None where it is refused, from then on where the agent or libvirt never gave it."""
         if name in agent.lacks:
             return None
         try:
@@ -220,10 +221,11 @@ class AgentSource:
             if isinstance(error, libvirt.libvirtError):
                 if not refused(error):
                     raise
-                # What it gave before it has: it is held, as an agent is that does not say so.
-                if holds(error) or name in agent.gave:
+                if holds(error):
                     raise _HoldsError from error
-            agent.lacks.add(name)
+            # What it gave before it has: one bad mount fails a command, and an agent that holds need not say so.
+            if name not in agent.gave:
+                agent.lacks.add(name)
             return None
         agent.gave.add(name)
         return answer

@@ -62,6 +62,7 @@ class Domain:
         self.hangs_s = 5.0
         self.paused = False
         self.holds = ""
+        self.has_time = True
         self.answers = dict(ANSWERS)
 
     def XMLDesc(self, _flags: int) -> str:  # noqa: N802 - the binding's name
@@ -93,6 +94,8 @@ class Domain:
 
     def getTime(self) -> dict[str, int]:  # noqa: N802 - the binding's name
         self._refuse_while_held()
+        if not self.has_time:
+            raise error(libvirt.VIR_ERR_INTERNAL_ERROR)
         return {"seconds": 4999, "nseconds": 500_000_000}
 
     def guestVcpus(self) -> dict[str, str]:  # noqa: N802 - the binding's name
@@ -241,6 +244,22 @@ def test_an_agent_that_holds_the_file_systems_has_what_it_had(source: AgentSourc
         'libvirt_domain_agent_connected{domain="web"}': 1, 'libvirt_domain_agent_up{domain="web"}': 1}  # fmt: skip
     clock.now_s += 60
     domain.holds = ""
+    assert page(read(source, domain)) == before
+
+
+def test_what_fails_for_a_while_costs_its_own_series_only(source: AgentSource, clock: Clock) -> None:
+    """A mount that cannot be looked at, say: libvirt 9.0 then refuses the one call for all kinds, too."""
+    domain = Domain(clock)
+    before = page(read(source, domain))
+    domain.lack_code = libvirt.VIR_ERR_INTERNAL_ERROR
+    domain.lacks, domain.has_time = FILESYSTEM, False
+    for _ in range(2):
+        clock.now_s += 60
+        lost = before.keys() - page(read(source, domain)).keys()
+        assert len(lost) == 5
+        assert all("_filesystem_" in name or "_time_drift_" in name for name in lost)
+    domain.lacks, domain.has_time = 0, True
+    clock.now_s += 60
     assert page(read(source, domain)) == before
 
 
