@@ -121,7 +121,10 @@ class _OfNetwork(HostOperation[P]):
     def users(self, call: Call) -> list[str]:
         found = []
         for domain in call.session.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-            sources = element_tree(domain.XMLDesc(0)).iterfind("devices/interface/source")
+            try:
+                sources = element_tree(domain.XMLDesc(0)).iterfind("devices/interface/source")
+            except libvirt.libvirtError:  # it has ended meanwhile
+                continue
             if any(source.get("network") == call.subject.name for source in sources):
                 found.append(domain.name())
         return sorted(found)

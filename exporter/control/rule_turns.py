@@ -6,6 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from exporter.control.errors import UnreachableError
+from exporter.control.threads import start_thread
+
 
 class Turns:
     """Acts in progress, by their number in the store. One thread takes turns; acts end in any."""
@@ -30,13 +33,19 @@ class Turns:
             return list(self._rules.values()).count(name)
 
     def run(self, number: int, rule: str, act: Callable[[], None], most: int) -> None:
-        """Runs `act`, which raises nothing: here where one act may run at a time, else in a thread of its own."""
+        """Runs `act`, which raises nothing: here where one act may run at a time, else in a thread of its own.
+
+        Where the machine gives no more threads it runs here, too: late rather than never, and never counted for ever.
+        """
         if most == 1:
             act()
             return
         with self._changed:
             self._rules[number] = rule
-        threading.Thread(target=self._act, args=(number, act), name=f"rule-act-{number}", daemon=True).start()
+        try:
+            start_thread(lambda: self._act(number, act), f"rule-act-{number}")
+        except UnreachableError:
+            self._act(number, act)
 
     def _act(self, number: int, act: Callable[[], None]) -> None:
         try:

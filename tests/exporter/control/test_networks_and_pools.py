@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from exporter.control.errors import InvalidError, NotFoundError, RefusedError, UnconfirmedError
 from exporter.control.executor import Actor, Request
-from exporter.control.networks import NetworkFields, network_xml
+from exporter.control.networks import NetworkFields, StopNetwork, network_xml
 from exporter.control.pools import CreateVolumeParameters, pool_xml, volume_xml
 from exporter.control.save_records import disk_generations
 from tests.live.operating import Operator
@@ -157,3 +158,18 @@ def test_a_pool_and_its_volumes(control, tmp_path):
     control("pool.stop", "p")
     control("pool.undefine", "p")
     assert control("pool.list").details["rows"] == []
+
+
+def test_a_guest_that_ends_in_between_stops_no_network_from_being_looked_at(control):
+    """Between libvirt's list of guests and the look at each of them."""
+    connection = control.executor.session.connection
+    web1 = NODE[NODE.index("<domain"):NODE.index("</node>")]
+    connection.createXML(web1.replace("web1", "brief").replace("193f", "1940"), 0)
+    listed = connection.listAllDomains()
+    connection.lookupByName("brief").destroy()
+    call = SimpleNamespace(
+        session=SimpleNamespace(connection=SimpleNamespace(listAllDomains=lambda _flags: listed)),
+        subject=SimpleNamespace(name="lab"),
+    )
+    assert len(listed) == 2
+    assert StopNetwork().users(call) == ["web1"]
