@@ -275,7 +275,7 @@ class Builder:
         self._placements: dict[tuple[tuple[str | int, ...], str], Placement] = {}
         self._keys: list[tuple[str, Labels, str]] = []
         self._order: list[int] = []
-        self._records: dict[int, tuple[Record, Placement]] = {}  # the last sample's, by identity
+        self._records: dict[int, tuple[Record, Placement]] = {}  # of the last sample, what may come again
         self._columns: dict[int, tuple[Layout, Columns]] = {}
         self.plan = Plan((), self.catalogue)
 
@@ -284,7 +284,9 @@ class Builder:
         chosen = snapshot.records if self._choose is None else self._choose(snapshot.records)
         records = self._ordered(chosen)
         placements = tuple(map(self._place, records))
-        self._records = {id(r): (r, p) for r, p in zip(records, placements, strict=True)}
+        # What was made for this sample alone is not held: it would be there twice while the next one is taken.
+        self._records = {id(r): (r, p) for r, p in zip(records, placements, strict=True)
+                         if r.sampled_at_s < snapshot.started_s}
         if self._cap is not None:
             cut = self._cap.cut(*_counts(placements))
             if cut:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 from xml.etree import ElementTree
+
+import libvirt
 
 from .connection import Session
 from .fields import KIBIBYTE, NANOSECOND, Collector, Constant, Declaration, Field, Info, Kind
@@ -112,8 +115,14 @@ class HostSource:
         """Who the host is: a part of its own, since asking for its name may take libvirtd long."""
         read_at_s, connection = time.monotonic(), session.connection
         now_s = self._clock()
-        if self._hostname is None or now_s - self._hostname[0] > _NAME_S:
+        if self._hostname is None:
             self._hostname = (now_s, str(connection.getHostname()))
+        elif now_s - self._hostname[0] > _NAME_S:
+            # Where name servers are away libvirtd may think for long, or refuse: the known name stays until it is due.
+            known = self._hostname[1]
+            self._hostname = (now_s, known)
+            with contextlib.suppress(libvirt.libvirtError):
+                self._hostname = (now_s, str(connection.getHostname()))
         constant = Constant(NODE_INFO, (("hostname", self._hostname[1]), ("model", str(connection.getInfo()[0]))))
         return Record(SUBJECT, "host-name", {}, read_at_s, (constant,))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from .connection import Session
 from .domain_groups import domain_subject
-from .domain_lists import all_domains, domains_having, lookup
+from .domain_lists import all_domains, domains_having, lookup, unless_gone
 from .fields import Collector, Declaration, Field, Kind
 from .inventory import Inventory
 from .periodic import RunningDomain, Scope, share
@@ -117,9 +117,10 @@ class SettingsSource:
             before_s = self._due_s.pop(key, None)  # where reading fails, the next one tries again
         self._messages.pop(key, None)
         domain = _running(session, part.uuid) if part.id >= 0 else lookup(session, part.uuid)
-        if domain is None:
+        found = unless_gone(lambda: self._counts(session, domain)) if domain is not None else None
+        if found is None:
             return
-        counts = {f"settings.messages.{kind}": count for kind, count in self._counts(session, domain).items() if count}
+        counts = {f"settings.messages.{kind}": count for kind, count in found.items() if count}
         if counts:
             self._messages[key] = Record(domain_subject(part), "messages", counts, read_at_s)
         with self._lock:
@@ -129,12 +130,14 @@ class SettingsSource:
     def _counts(self, session: Session, domain: Any) -> Mapping[str, int]:
         """How many warnings of each kind; mostly there are none, or those of before, which one call tells."""
         every = tuple(session.support.ask("messages", lambda: domain.messages(0)) or ())
-        if every and every not in self._kinds:
+        counts = self._kinds.get(every) if every else {}
+        if counts is None:
+            deprecation = len(domain.messages(_DEPRECATION))
+            counts = {"deprecation": deprecation, "tainting": max(0, len(every) - deprecation)}
             if len(self._kinds) >= _MOST_TEXTS:
                 self._kinds = {}
-            deprecation = len(domain.messages(_DEPRECATION))
-            self._kinds[every] = {"deprecation": deprecation, "tainting": max(0, len(every) - deprecation)}
-        return self._kinds.get(every, {})
+            self._kinds[every] = counts
+        return counts
 
 
 def _running(session: Session, uuid: str) -> Any:

@@ -44,7 +44,7 @@ _TAKEN_AT_ONCE = 16
 # Who waits for a place looks again after this.
 _PAUSE_S = 0.1
 # A newcomer is not closed for another before this: its request is on its way.
-_SETTLING_S = 0.1
+_SETTLING_S = 1.0
 _AT_THE_LIMIT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -85,14 +85,15 @@ class Crowd:
     def _longest_idle(self) -> asyncio.Task[None] | BoundedProtocol | None:
         """Those that never asked for anything go first, in a handshake or after it, whichever began earlier.
 
-        Not before their first bytes had the time to be read: many that come at once would close each other.
+        Not before their first bytes had the time to be read: many that come at once would close each other. Then one
+        that was answered goes first.
         """
         handshake = next(iter(self.handshakes.items()), (None, math.inf))
         silent = next(iter(self.silent.items()), (None, math.inf))
         first, began_s = handshake if handshake[1] <= silent[1] else silent
-        if first is None:
-            return next(iter(self.kept), None)
-        return first if asyncio.get_running_loop().time() - began_s >= _SETTLING_S else None
+        if first is not None and asyncio.get_running_loop().time() - began_s >= _SETTLING_S:
+            return first
+        return next(iter(self.kept), None)
 
     def forget(self, connection: BoundedProtocol) -> None:
         for group in (self.silent, self.kept, self.busy):

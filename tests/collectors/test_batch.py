@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from collectors.fields import Constant
 from collectors.snapshot import Record, Subject
-from tests.samples import builder, captured, record, series, snapshot
+from tests.samples import builder, captured, record, series, snapshot, subject
 
 CPU = 'libvirt_domain_info_cpu_time_seconds_total{domain="guest"}'
 PLAIN = 'libvirt_domain_info_virtual_cpus{domain="guest"}'
@@ -136,3 +137,22 @@ def test_a_number_too_large_for_its_base_unit_is_absent() -> None:
     found = series(builder().batch(snapshot(record(stats))))
     assert found[PLAIN] == 2
     assert 'libvirt_domain_memory_stats_rss_bytes{domain="guest"}' not in found
+
+
+class Stats(dict[str, Any]):
+    """Values that can be watched for their end."""
+
+
+def test_what_was_made_for_one_sample_is_not_held_until_the_next() -> None:
+    """What is read beside the sampling, and given again as the same object, is."""
+    made = builder()
+    before = record({"settings.autostart": 1}, at_s=1.0, source="settings")
+    stats = Stats({"vcpu.current": 2})
+    now = Record(subject(), "bulk", stats, 5.0)
+    ends = weakref.ref(stats)
+    first = made.batch(snapshot(before, now))
+    del stats, now
+    assert ends() is None
+    second = made.batch(snapshot(before, record({"vcpu.current": 3}, at_s=9.0)))
+    assert second.plan is first.plan
+    assert series(second)[PLAIN] == 3

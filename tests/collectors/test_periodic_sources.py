@@ -90,6 +90,25 @@ def test_the_hosts_name_is_asked_once_an_hour_and_its_capabilities_once_a_minute
     assert 'libvirt_node_info{hostname="renamed",model="i686"}' in page(session, source)
 
 
+def test_a_host_whose_name_cannot_be_had_keeps_the_known_one(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For another hour: with the name servers away each question may take libvirtd long."""
+    now_s = [1000.0]
+    source = HostSource(Inventory(), lambda: now_s[0])
+    first = page(session, source)
+    asked: list[None] = []
+
+    def refused() -> str:
+        asked.append(None)
+        raise libvirt.libvirtError("no name")
+
+    monkeypatch.setattr(session.connection, "getHostname", refused)
+    now_s[0] += 3601
+    assert page(session, source).keys() == first.keys() == page(session, source).keys()
+    assert len(asked) == 1
+
+
 def test_a_sum_over_domains_is_absent_while_one_is_not_known(session: Session) -> None:
     shown = page(session, made("host", Inventory()))
     assert "libvirt_node_vcpus_allocated" not in shown
@@ -189,6 +208,22 @@ def test_settings(session: Session) -> None:
     shown = page(session, made("settings"))
     assert shown == {'libvirt_domain_autostart{domain="test"}': 0, 'libvirt_domain_persistent{domain="test"}': 1,
                      'libvirt_domain_managed_save{domain="test"}': 0}
+
+
+def test_a_domain_that_ends_before_its_warnings_are_read_costs_nothing_else(session: Session) -> None:
+    source = made("settings")
+    known = scope(session)
+    gone = RunningDomain("6695eb01-f6a4-8304-79aa-97f2502e1940", 9, "gone")
+    writer: Any = libvirt.open("test:///default")
+    domain = writer.createXML(f"<domain type='test'><name>gone</name><uuid>{gone.uuid}</uuid><memory>8192</memory>"
+                              "<os><type>hvm</type></os></domain>", 0)
+    try:
+        assert [found.UUIDString() for found in session.domains([gone.uuid])] == [gone.uuid]  # kept from now on
+        source.parts(session, Scope((*known.running, gone)))
+    finally:
+        domain.destroy()
+        writer.close()
+    assert [record.source for record in source.read(session, gone)] == ["settings"]
 
 
 def test_a_domain_without_a_job_has_no_series(session: Session) -> None:

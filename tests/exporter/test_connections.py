@@ -284,7 +284,7 @@ def plain():
 
 def test_thousands_of_idle_connections(served_by):
     """Silent ones first, then ones that asked and stay: each newcomer is served, and old ones make room."""
-    with served_by("MOST_CONNECTIONS=50") as server:
+    with served_by("MOST_CONNECTIONS=50", "_SETTLING_S=0.1") as server:
         server.get()
         threads, before_mib = server.status("Threads"), server.memory_mib
         for _ in range(600):
@@ -308,7 +308,7 @@ def test_thousands_of_idle_connections(served_by):
 
 def test_where_all_connections_are_at_work_a_newcomer_waits(served_by):
     """Neither reset nor refused: it is served once one of them ends."""
-    with served_by("MOST_CONNECTIONS=3") as server:
+    with served_by("MOST_CONNECTIONS=3", "_SETTLING_S=60") as server:
         busy = [server.connect() for _ in range(3)]
         for sock in busy:
             sock.sendall(b"GET /begun HTTP/1.1\r\nHost: x\r\n\r\n")
