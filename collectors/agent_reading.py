@@ -133,10 +133,8 @@ class AgentSource:
         # A reading that an event hastened is for the domains of the event.
         if self._clock() >= agent.due_s:
             agent.record = None
-            with self._turn(part.uuid) as ours:
-                if ours:
-                    agent.due_s = self._clock() + 0.9 * self.period_s
-                    agent.record = self._asked(session, part, agent)
+            agent.due_s = self._clock() + 0.9 * self.period_s
+            agent.record = self._asked(session, part, agent)
         return () if agent.record is None else (agent.record,)
 
     def _asked(self, session: Session, part: RunningDomain, agent: _Agent) -> Record | None:
@@ -151,7 +149,11 @@ class AgentSource:
             if connected:
                 if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
                     return Record(subject, self.collector, {"agent.connected": True}, read_at_s)
-                stats.update(self._answers(domain, agent))
+                with self._turn(part.uuid) as ours:
+                    if not ours:
+                        agent.due_s = read_at_s  # it still is
+                        return None
+                    stats.update(self._answers(domain, agent))
         except _MuteError:
             return self._silent(agent, subject, read_at_s)
         except _HoldsError:

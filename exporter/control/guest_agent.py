@@ -17,7 +17,7 @@ import libvirt
 
 from collectors.agent_reading import ANSWER_LIMIT_S, SILENT, channel_connected, fell_mute, holds, refused
 from exporter.control.connection import Session
-from exporter.control.errors import BusyError
+from exporter.control.errors import BusyError, UnreachableError
 from exporter.control.folders import Folders
 from exporter.control.locks import Locks
 from exporter.control.operation import Deadline
@@ -74,7 +74,8 @@ def answer_limit(handle: Any, folders: Folders, seconds: int, wait_s: float = _T
     The limit is one a domain, and cannot be read: the agent's turn is held meanwhile, so that no other use of ours
     (the metrics', another process's) changes it. Raises BusyError where the turn has not come within `wait_s`.
     """
-    lock = Locks(folders).acquire(_turn_key(handle.UUIDString()), f"the guest agent of domain {handle.name()}", wait_s)
+    what = f"the guest agent of domain {handle.name()}"
+    lock = Locks(folders).acquire(_turn_key(handle.UUIDString()), what, wait_s, passing=True)
     try:
         with contextlib.suppress(libvirt.libvirtError, AttributeError):
             handle.agentSetResponseTimeout(seconds, 0)
@@ -89,10 +90,13 @@ def answer_limit(handle: Any, folders: Folders, seconds: int, wait_s: float = _T
 
 @contextlib.contextmanager
 def reading_turn(folders: Folders, uuid: str) -> Iterator[bool]:
-    """A `Turn` for the metrics' reading of agents, which passes over one that an operation uses."""
+    """A `Turn` for the metrics' reading of agents, which passes over one that an operation uses.
+
+    Also where no lock can be had (no inodes, no file descriptors): then nobody knows whose turn it is.
+    """
     try:
-        lock = Locks(folders).acquire(_turn_key(uuid), "the guest agent")
-    except BusyError:
+        lock = Locks(folders).acquire(_turn_key(uuid), "the guest agent", passing=True)
+    except (BusyError, UnreachableError):
         yield False
         return
     try:

@@ -24,10 +24,14 @@ _POLL_S = 0.05
 
 
 class SubjectLock:
-    """A held lock. `left_open` is the act that a dead holder left in it, None after a clean end."""
+    """A held lock. `left_open` is the act that a dead holder left in it, None after a clean end.
 
-    def __init__(self, fd: int) -> None:
+    One with a `passing` path removes that file when it is released.
+    """
+
+    def __init__(self, fd: int, passing: Path | None = None) -> None:
         self._fd = fd
+        self._passing = passing
         self.left_open = _read(fd)
 
     def open_act(self, act: Mapping[str, JsonValue]) -> None:
@@ -50,6 +54,9 @@ class SubjectLock:
         os.fdatasync(self._fd)
 
     def release(self) -> None:
+        if self._passing is not None:
+            with contextlib.suppress(OSError):
+                self._passing.unlink()  # while it is held: who waits for it sees that, and takes the next one
         os.close(self._fd)
 
 
@@ -59,11 +66,21 @@ class Locks:
     def __init__(self, folders: Folders) -> None:
         self._folders = folders
 
-    def acquire(self, key: str, what: str, wait_s: float = 0.0) -> SubjectLock:
-        """The lock of `key`; raises BusyError where another holds it after `wait_s`, telling which act."""
-        fd = self._open(self._path(key))
+    def acquire(self, key: str, what: str, wait_s: float = 0.0, passing: bool = False) -> SubjectLock:
+        """The lock of `key`; raises BusyError where another holds it after `wait_s`, telling which act.
+
+        A `passing` lock, for what is no act, leaves no file behind; whoever takes its key takes it so.
+        """
+        path = self._path(key)
+        fd = self._open(path)
         end_s = time.monotonic() + wait_s
-        while not _flock(fd):
+        while True:
+            if _flock(fd):
+                if not passing or _is_at(fd, path):
+                    return SubjectLock(fd, path if passing else None)
+                os.close(fd)  # its last holder has removed it
+                fd = self._open(path)
+                continue
             if time.monotonic() >= end_s:
                 holder = _read(fd) or {}
                 os.close(fd)
@@ -73,13 +90,15 @@ class Locks:
                     next_step="ask again when it is done, or give --wait 30s",
                 )
             time.sleep(_POLL_S)
-        return SubjectLock(fd)
 
     def left_open(self) -> Iterator[tuple[SubjectLock, dict[str, JsonValue]]]:
         """Each act that a dead holder left open, with its lock held; the caller closes the act, we release."""
         folder = self._folders.locks
         for path in sorted(folder.glob("*.lock")) if folder.is_dir() else ():
-            if not path.stat().st_size:
+            try:
+                if not path.stat().st_size:
+                    continue
+            except FileNotFoundError:  # a passing lock was released
                 continue
             fd = self._open(path)
             if not _flock(fd):
@@ -112,6 +131,13 @@ def _flock(fd: int) -> bool:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def _read(fd: int) -> dict[str, JsonValue] | None:

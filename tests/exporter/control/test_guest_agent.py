@@ -14,6 +14,7 @@ from collectors.agent_reading import AgentSource
 from exporter.control.errors import BusyError
 from exporter.control.folders import Folders
 from exporter.control.guest_agent import answer_limit, reading_turn
+from exporter.control.locks import Locks
 from tests.collectors.test_agent import PART, Clock, Domain, Session
 
 BLOCK = libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
@@ -65,3 +66,43 @@ def test_an_operation_waits_for_the_reading_and_then_is_busy(tmp_path: Path) -> 
     with answer_limit(domain, folders, 60):
         assert domain.limits == [5, BLOCK, 60]
     reading.join(60)
+    assert list(folders.locks.iterdir()) == []
+
+
+def test_who_waits_for_a_turn_gets_the_one_that_others_see(tmp_path: Path) -> None:
+    """The holder removes the file at the end: its lock would keep nobody out."""
+    locks = Locks(Folders(tmp_path))
+    first = locks.acquire("agent-u", "the agent", passing=True)
+    got: list[Any] = []
+    waiting = threading.Thread(target=lambda: got.append(locks.acquire("agent-u", "the agent", 60, passing=True)))
+    files = Path("/proc/self/fd")
+    waiting.start()
+    while len([file for file in files.iterdir() if str(file.resolve()).endswith("/agent-u.lock")]) < 2:
+        assert waiting.is_alive()
+    first.release()
+    waiting.join(60)
+    with pytest.raises(BusyError):
+        locks.acquire("agent-u", "the agent", passing=True)
+    got[0].release()
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_no_turn_is_taken_where_no_agent_is_there_to_be_asked(tmp_path: Path) -> None:
+    folders, domain = Folders(tmp_path / "none"), NamedDomain(Clock())
+    domain.connected = False
+    source = AgentSource(60.0, domain.clock, lambda: 5000.0, partial(reading_turn, folders))
+    session: Any = Session(domain)
+    assert len(list(source.read(session, PART))) == 1
+    assert not folders.state.exists()
+    # And none where no lock can be had.
+    folders.state.touch()
+    domain.connected = True
+    source.invalidate_all()
+    assert list(source.read(session, PART)) == []
+    assert domain.asked == []
+
+
+def test_a_turn_that_ends_while_left_open_acts_are_looked_for(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    (folders.private(folders.locks) / "agent-u.lock").symlink_to(tmp_path / "gone")
+    assert list(Locks(folders).left_open()) == []
