@@ -36,10 +36,10 @@ def unsent(spool: Spool, uuid: UUID, span: Span, columns: Sequence[Column], *, m
     stop_s = time.monotonic() + most_s
     found: deque[Document] = deque()
     room, oldest_ms = most_values, end_ms
-    for frames in spool.frames_newest_first(spool.acknowledged):
+    for place, frames in enumerate(spool.frames_newest_first(spool.acknowledged)):
         if time.monotonic() > stop_s:
             return Unsent(tuple(found), oldest_ms / 1000)
-        segment = _Segment(frames, begin_ms, end_ms)
+        segment = _Segment(frames, begin_ms, end_ms, is_newest=place == 0)
         documents = (only_columns(document, columns) for group in segment.groups()
                      for document in group.documents(spool.name, uuid))
         kept, room = _newest(documents, room)
@@ -66,14 +66,19 @@ def _newest(documents: Iterable[Document], room: int) -> tuple[deque[Document], 
 
 
 class _Segment:
-    """The frames of one segment: only what is in the span is decoded."""
+    """The frames of one segment: only what is in the span is decoded.
 
-    def __init__(self, frames: Iterator[Frame], begin_ms: int, end_ms: int) -> None:
+    One that begins behind the span's end is not read on, so that a span of long ago takes no longer than others.
+    The newest is: after a clock that was set back, the latest samples are earlier than its first.
+    """
+
+    def __init__(self, frames: Iterator[Frame], begin_ms: int, end_ms: int, *, is_newest: bool) -> None:
         self.newest_ms: int | None = None
         self.oldest_ms = end_ms
         self._frames = frames
         self._begin_ms = begin_ms
         self._end_ms = end_ms
+        self._is_newest = is_newest
 
     def groups(self) -> Iterator[Group]:
         """Its windows in order; the first and the last may go on in its neighbours."""
@@ -81,6 +86,8 @@ class _Segment:
         for frame in self._frames:
             wall_ms = wall_ms_of(frame.payload) if frame.kind == SAMPLES else None
             if wall_ms is not None:
+                if self.newest_ms is None and wall_ms >= self._end_ms and not self._is_newest:
+                    return  # newer throughout: the rest would be read only to be left out
                 self.newest_ms = max(wall_ms, self.newest_ms or wall_ms)
                 self.oldest_ms = min(wall_ms, self.oldest_ms)
                 if not self._begin_ms <= wall_ms < self._end_ms:

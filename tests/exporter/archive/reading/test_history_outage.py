@@ -13,6 +13,9 @@ from exporter.archive.documents import RAW, VALUES, Column, moment
 from exporter.archive.history import History, resolution_text
 from exporter.archive.history_fields import HistoryFields
 from exporter.archive.remote_answers import _Budget
+from exporter.archive.spool import Spool
+from exporter.archive.spool_frames import SEAL
+from exporter.archive.ticks import wall_ms_of
 from exporter.archive.timespan import Span
 from exporter.archive.unsent import unsent
 from tests.exporter.archive.archive_rig import START_S, Rig, uri_of
@@ -79,3 +82,69 @@ def test_remote_read_goes_on_with_the_newest_minutes_once_the_spool_took_long(ou
     for begin_s in (START_S, outage.clock_s - 600, outage.clock_s - 600):  # of three guests
         found = budget.within(outage.archive.unsealed)(WEB, span, COLUMNS)
         assert stored_of(found.documents) == (of(outage.truth, begin_s, span.end_s), 0)
+
+
+def counting(spool, monkeypatch):
+    """How many frames are read of each segment, newest first; clear it before each question."""
+    read, real = [], spool.frames_newest_first
+
+    def each(frames):
+        for frame in frames:
+            read[-1] += 1
+            yield frame
+
+    def counted(after):
+        for frames in real(after):
+            read.append(0)
+            yield each(frames)
+
+    monkeypatch.setattr(spool, "frames_newest_first", counted)
+    return read
+
+
+def test_segments_newer_than_the_span_cost_one_frame_each_for_every_guest(outage, monkeypatch):
+    segments = [list(frames) for frames in outage.archive.spool.frames_newest_first(0)]
+    end_s = START_S + 700.0
+    newer = sum(wall_ms_of(frames[0].payload) >= end_s * 1000 for frames in segments)
+    assert newer > 2
+    read = counting(outage.archive.spool, monkeypatch)
+    budget = _Budget(spool_s=1e-9)
+    for begin_s in (START_S, end_s - 600):  # of two guests
+        read.clear()
+        found = budget.within(outage.archive.unsealed)(WEB, Span(START_S, end_s), COLUMNS)
+        assert stored_of(found.documents) == (of(outage.truth, begin_s, end_s), 0)
+        assert found.left_out_before_s == 0
+        assert read[:newer] == [len(segments[0])] + [1] * (newer - 1)
+        assert read[newer:] == [len(frames) for frames in segments[newer:len(read)]]
+
+
+def test_a_seal_at_the_begin_of_a_segment_hides_neither_its_time_nor_its_samples(outage, tmp_path, monkeypatch):
+    spool = Spool(tmp_path)
+    *older, newest = outage.archive.spool.frames(0)
+    spool.append(SEAL, b"", 0)
+    for frame in older:
+        spool.append(frame.kind, frame.payload, frame.samples)
+    spool._segment_bytes = 1
+    spool.append(newest.kind, newest.payload, newest.samples)
+    spool.sync()
+    read = counting(spool, monkeypatch)
+    for span, counts in ((Span(START_S - 99, START_S), [1, 2]), (Span(START_S, outage.clock_s), [1, TICKS])):
+        read.clear()
+        found = unsent(spool, WEB, span, COLUMNS)
+        assert stored_of(found.documents) == (of(outage.truth, span.start_s, span.end_s), 0)
+        assert read == counts
+    spool.close()
+
+
+def test_after_a_clock_that_was_set_back_the_latest_samples_are_there(archive_server, tmp_path):
+    run = Rig(tmp_path, uri_of(archive_server), "set_back")
+    run.archive._recorder.start()
+    run.sample(3)
+    run.clock_s -= 3600
+    span = Span(run.clock_s, run.clock_s + 60)
+    run.sample(6)
+    found = run.archive.unsealed(WEB, span, COLUMNS)
+    assert stored_of(found.documents) == (of(run.truth, span.start_s, span.end_s), 0)
+    assert of(run.truth, span.start_s, span.end_s)
+    run.archive._recorder.stop(5)
+    run.archive.spool.close()
