@@ -120,7 +120,9 @@ class PartReader:
     def _read_raw(self, span: Span) -> None:
         columns = [*self._columns, *(Column(VALUES, name, False, 1.0, "") for name in RESTART_COLUMNS)]
         unsent = self._documents.unsealed(self._uuid, span, columns)
-        stored = list(self._documents.documents(self._names, RAW, self._uuid, span, columns))
+        # Listed once the spool is read: what was sent meanwhile may be in a partition that was made for it.
+        names = self._documents.collection_names()
+        stored = list(self._documents.documents(names, RAW, self._uuid, span, columns))
         live = [d for d in unsent.documents if d["start"].timestamp() < span.end_s]
         self._live = bool(live)
         if unsent.left_out_before_s > span.start_s:

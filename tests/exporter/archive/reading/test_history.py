@@ -200,6 +200,19 @@ def test_what_is_sent_while_a_question_is_answered_is_not_missing(database):
     assert len(only(reading)) == 10
 
 
+def test_what_is_sent_into_a_partition_that_was_made_for_it_is_not_missing(database):
+    guest = Guest("web1")
+    documents = raw_documents(guest, samples(guest, T0 - 360, T0 + 240, every_s=60))
+    store(database, documents[:6])  # up to midnight
+
+    def sent(*_):
+        store(database, documents[6:])
+        return Unsent()
+
+    reading = History(database, sent).read(guest.uuid, [FIELDS.named("memory.used")], Span(T0 - 360, T0 + 240))
+    assert len(only(reading)) == 10
+
+
 @pytest.mark.parametrize("days", [1, 30])
 def test_an_archive_without_any_rollup_yet_is_read_from_its_samples(database, days):
     guest = Guest("web1", busy=lambda t: 0.5)
