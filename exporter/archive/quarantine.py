@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import bson
+from bson.raw_bson import RawBSONDocument
 
 from exporter.archive.documents import Document
 
@@ -78,8 +80,12 @@ def limit_of(spool_limit_bytes: int) -> int:
 
 
 def kept_in(spool: Path) -> tuple[int, int]:
-    """(documents, bytes) that are put aside in a spool's folder."""
-    lengths = [length for _, length in _documents_in(spool / FILE_NAME)]
+    """(documents, bytes) that are put aside in a spool's folder; no document is read for it."""
+    try:
+        with open(spool / FILE_NAME, "rb") as file:
+            lengths = list(_lengths_in(file))
+    except FileNotFoundError:
+        return 0, 0
     return len(lengths), sum(lengths)
 
 
@@ -90,15 +96,25 @@ def _documents_in(path: Path) -> Iterator[tuple[bytes, int]]:
     except FileNotFoundError:
         return
     with file:
-        size, at = os.fstat(file.fileno()).st_size, 0
-        while True:
-            head = file.read(_LENGTH_BYTES)
-            length = int.from_bytes(head, "little")
-            if length <= _LENGTH_BYTES or at + length > size:
-                return
+        at = 0
+        for length in _lengths_in(file):
+            file.seek(at)
             try:
-                key = bytes(bson.decode(head + file.read(length - _LENGTH_BYTES))["_id"])
+                # Its columns stay bytes: to decode those of a full file would hold up every thread.
+                key = bytes(RawBSONDocument(file.read(length))["_id"])
             except (bson.errors.BSONError, KeyError, TypeError):
                 return
             at += length
             yield key, length
+
+
+def _lengths_in(file: BinaryIO) -> Iterator[int]:
+    """The length of each document that ends within the file; nothing else is read."""
+    size, at = os.fstat(file.fileno()).st_size, 0
+    while True:
+        file.seek(at)
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if length <= _LENGTH_BYTES or at + length > size:
+            return
+        yield length
+        at += length

@@ -76,13 +76,30 @@ def test_the_file_is_read_one_document_at_a_time(tmp_path):
     with open(file, "wb") as out:
         for number in range(40):
             out.write(bson.encode({"_id": Binary(bytes([number])), "name": "x" * (1 << 20)}))
+    added = []
+    most_bytes = _most_bytes(lambda: added.append(Quarantine(file, 1 << 30).add({"_id": Binary(bytes([39]))})))
+    assert (added, most_bytes < 8 << 20) == ([False], True)
+
+
+def test_a_document_that_is_put_aside_is_not_decoded_for_its_id_nor_read_for_its_length(tmp_path):
+    file = tmp_path / "quarantine.bson"
+    stored = {"_id": Binary(b"1"), "values": {"cpu_time_ns": list(range(1 << 40, (1 << 40) + 200_000))}}
+    file.write_bytes(bson.encode(stored))
+    size = file.stat().st_size
+    aside, again = Quarantine(file, 1 << 30), {"_id": Binary(b"1")}
+    assert _most_bytes(lambda: aside.add(again)) < 2 * size  # its numbers would be four times that
+    assert aside.add({"_id": Binary(b"2")})
+    assert _most_bytes(lambda: kept_in(tmp_path)) < 100_000
+    assert kept_in(tmp_path) == (2, file.stat().st_size)
+
+
+def _most_bytes(act):
     tracemalloc.start()
     try:
-        assert not Quarantine(file, 1 << 30).add({"_id": Binary(bytes([39]))})
-        most_bytes = tracemalloc.get_traced_memory()[1]
+        act()
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert most_bytes < 8 << 20
 
 
 def test_a_document_above_what_the_server_takes_is_put_aside_and_its_neighbours_are_stored(
