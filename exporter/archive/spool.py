@@ -308,7 +308,8 @@ class Spool:
             end = covered = at + HEAD_BYTES + len(frame.payload)
             segment.samples += frame.samples
             segment.last = frame.number
-        if covered < segment.size:
+        # Where the follower goes on with the next number, no frame is missing: the rest is what could not be cut off.
+        if covered < segment.size and (follower is None or segment.last + 1 < follower):
             self.counts.damaged_stretches += 1
             log.warning("the end of a spool segment is torn; what was safe is kept",
                         extra={"file": str(path), "unreadable_bytes": segment.size - covered})

@@ -223,7 +223,7 @@ def test_a_segment_that_cannot_be_ended_safely_is_not_left_behind(tmp_path, monk
 
 
 @pytest.mark.parametrize("before", [[b"safe"], []])
-def test_what_cannot_be_cut_off_either_counts_for_nothing(tmp_path, monkeypatch, before):
+def test_what_cannot_be_cut_off_either_counts_for_nothing(tmp_path, monkeypatch, caplog, before):
     """A disk that takes neither a sync nor a truncation: the file still holds what is appended again."""
     spool = filled(tmp_path, before)
     for payload in (b"one", b"two"):
@@ -247,7 +247,25 @@ def test_what_cannot_be_cut_off_either_counts_for_nothing(tmp_path, monkeypatch,
     spool.close()
     again = Spool(tmp_path)
     assert payloads_in(again) == [*before, b"ONE", b"TWO", b"three"]
+    assert (again.counts.damaged_stretches, "torn" in caplog.text) == (0, False)
     assert again.append(SAMPLES, b"four", 1) == len(before) + 4
+
+
+def test_a_frame_that_is_lost_before_what_could_not_be_cut_off_is_counted(tmp_path, monkeypatch, caplog):
+    spool = filled(tmp_path, [b"safe", b"lost"])
+    spool.append(SAMPLES, b"one", 1)
+    for name in ("fdatasync", "ftruncate"):
+        monkeypatch.setattr(os, name, lambda *_: _raise(OSError(errno.EIO, os.strerror(errno.EIO))))
+    with pytest.raises(OSError, match="Input/output"):
+        spool.sync()
+    monkeypatch.undo()
+    spool.append(SAMPLES, b"ONE", 1)
+    spool.close()
+    older = min(tmp_path.glob("*.spool"))
+    older.write_bytes(older.read_bytes().replace(b"lost", b"LOST"))
+    again = Spool(tmp_path)
+    assert payloads_in(again) == [b"safe", b"ONE"]
+    assert (again.counts.damaged_stretches, "torn" in caplog.text) == (1, True)
 
 
 @pytest.mark.parametrize("before", [[b"safe"], []])
@@ -271,7 +289,9 @@ def test_a_part_of_a_frame_that_cannot_be_cut_off_costs_no_other(tmp_path, monke
     spool.append(SAMPLES, b"second again", 1)
     spool.sync()
     spool.close()
-    assert payloads_in(Spool(tmp_path)) == [*before, b"first", b"second again"]
+    again = Spool(tmp_path)
+    assert payloads_in(again) == [*before, b"first", b"second again"]
+    assert again.counts.damaged_stretches == 0
 
 
 def _raise(error):
