@@ -112,6 +112,8 @@ def run_control(settings: Settings) -> None:
             agents.stop()
         if not runner.wait_until_idle(LAST_ACTS_S):
             _log.warning("operations still run; the audit trail will say at the next start what became of them")
+        for job in jobs.write_late():
+            _log.error("the outcome of a job is lost: there is still no room for it", extra={"job": job})
         refused.stop()
         if rules is not None:
             rules.engine.stop(LAST_ACTS_S)

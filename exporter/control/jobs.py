@@ -2,7 +2,7 @@
 
 A job is a JSON file in the state folder, written whole. An idempotency key is a file of its own that names its job.
 What was refused as busy or unreachable is done when it is asked again. Files older than a week are removed.
-An outcome that finds no room on the disk is kept in memory, and written once there is some.
+An outcome that finds no room on the disk is kept in memory; each later write that finds some writes it, too.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class JobStore:
         self._made = 0
         self._claiming = threading.Lock()
         self._unwritten: dict[str, Job] = {}
+        self._writing_late = threading.Lock()
 
     def new(self, operation: str, reference: str | None, domain: str | None, token: str) -> Job:
         """A running job, on disk. Raises UnreachableError where it cannot be."""
@@ -83,6 +84,7 @@ class JobStore:
         )  # fmt: skip
         with _room_needed():
             self.save(job)
+        self.write_late()
         return job
 
     def claim(self, key: str, token_id: str, request: bytes, job: Job) -> Job | None:
@@ -141,7 +143,7 @@ class JobStore:
             return None
         unwritten = self._unwritten.get(job_id)
         if unwritten is not None:
-            self._write_late(unwritten)
+            self.write_late()
             return unwritten
         try:
             return Job.model_validate_json((self._jobs / f"{job_id}.json").read_bytes())
@@ -168,12 +170,18 @@ class JobStore:
             self._unwritten[done.id] = done
             _log.error("the outcome of a job is kept in memory only, since it cannot be written",
                        extra={"job": done.id, "operation": done.operation, "state": state, "cause": str(error)})
+        else:
+            self.write_late()
         return done
 
-    def _write_late(self, job: Job) -> None:
-        with contextlib.suppress(OSError):
-            self.save(job)
-            self._unwritten.pop(job.id, None)
+    def write_late(self) -> list[str]:
+        """Tries again to write the outcomes that found no room; the ids of those that still find none."""
+        with self._writing_late:  # two at one file would spoil it
+            for job_id, job in list(self._unwritten.items()):
+                with contextlib.suppress(OSError):
+                    self.save(job)
+                    del self._unwritten[job_id]
+            return list(self._unwritten)
 
     def interrupt_running(self, outcome: dict[str, Any]) -> int:
         """At the service's start: jobs that a dead service left running; their number. Nothing is repeated."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import time
@@ -252,6 +253,27 @@ def test_a_service_killed_in_the_middle_says_so_and_repeats_nothing(tmp_path):
                                 timeout=60, check=False)  # fmt: skip
         assert (second.returncode, "already in use" in second.stderr) == (1, True)
         assert service.stop() == 0
+    finally:
+        service.stop(signal.SIGKILL)
+
+
+def test_an_outcome_that_found_no_room_is_written_when_the_service_stops(tmp_path):
+    service = new_service(tmp_path).start()
+    lock = Locks(Folders(service.state / "control")).acquire(LOCK_KEY, "the test's lock")
+    body = {"parameters": {"parent": "lan0", "tag": 17, "commit": True}, "wait_s": 30}
+    limits = resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE)
+    try:
+        assert service.ask("POST", "/api/v1/interfaces:define-vlan", body, Prefer="respond-async")[0] == 202
+        location = service.headers["location"]
+        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+        lock.release()
+        assert service.finished(location)["state"] == "failed"
+        jobs = JobStore(Folders(service.state / "control"))
+        job_id = location.rpartition("/")[2]
+        assert jobs.get(job_id).state == "running"
+        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, limits)
+        assert service.stop() == 0
+        assert jobs.get(job_id).state == "failed"
     finally:
         service.stop(signal.SIGKILL)
 

@@ -206,12 +206,34 @@ def test_what_was_done_is_told_though_the_disk_is_full_by_then(executor, folders
     assert events(folders) == ["begin", "interrupted", "unchanged"]
 
 
-def test_where_no_thread_starts_nothing_is_done_and_the_domain_stays_free(executor, folders):
+@pytest.mark.parametrize("later", ["another begins", "another ends"])
+def test_an_outcome_that_found_no_room_is_written_though_nobody_asks_for_it(folders, later):
+    jobs = JobStore(folders)
+    mine, another = (jobs.new("domain.pause", "test", "test", "tester") for _ in range(2))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        jobs.finish(mine, "succeeded", 200, {})
+        assert jobs.write_late() == [mine.id]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    if later == "another begins":
+        jobs.new("domain.pause", "test", "test", "tester")
+    else:
+        jobs.finish(another, "succeeded", 200, {})
+    assert JobStore(folders).get(mine.id).state == "succeeded"
+
+
+def test_where_no_thread_starts_nothing_is_done_and_the_domain_stays_free(executor, folders, monkeypatch):
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
     class Unheld(Pause):
         held_by = Operation.held_by  # which starts no thread
 
-    usual_bytes = threading.stack_size(1 << 46)  # no machine has room for such a stack
-    try:
+    with monkeypatch.context() as machine:
+        # As it does where the system refuses; a stack too large is one only where memory is not overcommitted.
+        machine.setattr(threading.Thread, "start", refuse)
         for operation in (Pause(), Unheld()):
             with pytest.raises(UnreachableError, match=r"no more threads.*nothing is done"):
                 run(executor, operation)
@@ -219,8 +241,6 @@ def test_where_no_thread_starts_nothing_is_done_and_the_domain_stays_free(execut
         for _ in range(MOST_READS + 1):
             with pytest.raises(UnreachableError, match="no more threads"):
                 runner.look(lambda: None)
-    finally:
-        threading.stack_size(usual_bytes)
     assert events(folders) == ["refused", "begin", "end"]
     assert run(executor, Pause()).before["state"] == "running"
     assert runner.look(lambda: 1).result(60) == 1
