@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,8 @@ from exporter.control.locks import Locks, SubjectLock
 from exporter.control.operation import Call, Deadline, Operation, Parameters, Plan, Progress, Result, State, Subject
 from exporter.control.threads import start_thread
 from exporter.control.watching import watch_events
+
+_log = logging.getLogger(__name__)
 
 _GRACE_S = 2.0
 """How long an act that minds its deadline may need to come back after it."""
@@ -323,19 +326,29 @@ class _Run:
             )
         try:
             with self._settling:
-                try:
-                    self._write_end(outcome)
-                except (ControlError, OSError) as error:
-                    if isinstance(outcome, Result):
-                        outcome.warnings.append(
-                            f"it is done, but its end is not in the audit trail ({error.__cause__ or error}); "
-                            "make room: the trail will call it interrupted"
-                        )
+                self._settle(outcome)
                 self._outcome = outcome
         finally:
             self._lock.release()
             self._session.give_back()
             self._done.set()
+
+    def _settle(self, outcome: Result | ControlError) -> None:
+        """Writes the end down and closes the act; what fails of that is told in the log, and with what was done."""
+        lost = "its end is not in the audit trail"
+        try:
+            self._write_end(outcome)
+            lost = "it is still open in its lock, though its end is in the audit trail"
+            self._lock.close_act()
+        except (ControlError, OSError) as error:
+            cause = str(error.__cause__ or error)
+            _log.error(f"an act has ended, but {lost}: the trail will call it interrupted",
+                       extra={"act": self._open["act"], "operation": self._act.operation.name,
+                              "subject": self._call.subject.name, "cause": cause})  # fmt: skip
+            if isinstance(outcome, Result):  # an error's caller looks at the state anyway
+                outcome.warnings.append(
+                    f"it is done, but {lost} ({cause}); make room: the trail will call it interrupted"
+                )
 
     def _acted(self) -> Result:
         operation, call, parameters = self._act.operation, self._call, self._act.parameters
@@ -362,7 +375,6 @@ class _Run:
         if self._call.heard.names:
             facts["events"] = list[JsonValue](self._call.heard.names)
         self._audit.append(self._append("late" if self._given_up else "end", facts))
-        self._lock.close_act()
 
     def _append(self, event: str, facts: Mapping[str, JsonValue]) -> int:
         return self._act.executor._append(event, {**self._open, **facts})

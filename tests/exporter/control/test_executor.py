@@ -206,6 +206,54 @@ def test_what_was_done_is_told_though_the_disk_is_full_by_then(executor, folders
     assert events(folders) == ["begin", "interrupted", "unchanged"]
 
 
+@pytest.mark.parametrize("given_up", [False, True])
+def test_the_lost_end_of_an_act_that_failed_or_was_given_up_is_told_in_the_log(executor, folders, caplog, given_up):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Filling(Stuck):
+        deadline_s = 0.2 if given_up else 60
+
+        def act(self, call, parameters):
+            super().act(call, parameters)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+            if not given_up:
+                raise RefusedError("it is not")
+
+    filling = Filling()
+    if not given_up:
+        filling.let_go.set()
+    try:
+        with pytest.raises(TimedOutError if given_up else RefusedError):
+            run(executor, filling)
+        filling.let_go.set()
+        for thread in threading.enumerate():
+            if thread.name == "control-domain.stuck":
+                thread.join(60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (told,) = [record for record in caplog.records if "its end is not in the audit trail" in record.message]
+    assert (told.levelname, told.operation, told.subject) == ("ERROR", "domain.stuck", "test")
+    assert told.act == Trail(folders.trail).records()[0]["act"]
+    assert events(folders) == (["begin", "unanswered"] if given_up else ["begin"])
+
+
+def test_an_end_that_is_in_the_trail_is_not_said_to_be_lost(executor, folders, caplog, monkeypatch):
+    def refuse(_fd, _length):
+        raise OSError(5, "Input/output error")
+
+    class Failing(Pause):
+        def after(self, call, parameters):
+            monkeypatch.setattr(os, "ftruncate", refuse)  # what clears the lock, on a disk that fails by then
+            return super().after(call, parameters)
+
+    (warning,) = run(executor, Failing()).warnings
+    assert "still open in its lock, though its end is in the audit trail ([Errno 5] Input/output error)" in warning
+    assert "still open in its lock" in caplog.text
+    monkeypatch.undo()
+    assert run(executor, Pause()).changed is False
+    assert events(folders) == ["begin", "end", "interrupted", "unchanged"]
+
+
 @pytest.mark.parametrize("later", ["another begins", "another ends"])
 def test_an_outcome_that_found_no_room_is_written_though_nobody_asks_for_it(folders, later):
     jobs = JobStore(folders)
