@@ -53,11 +53,15 @@ def _is_ready(handle: Any, device: str) -> bool:
 
 
 def chain_of(handle: Any, device: str) -> list[str]:
-    """The files of a running guest's disk, the one it writes to first."""
+    """The files of a running guest's disk, the one it writes to first; [] where it does not run.
+
+    Of one that is off libvirt shows the definition, which has the top image alone, whatever is below it.
+    """
     try:
-        disks = device_root(handle, "live").findall("devices/disk")
+        root = device_root(handle, "live")
     except libvirt.libvirtError:
         return []
+    disks = root.findall("devices/disk") if root.get("id") else []
     disk = next((found for found in disks if disk_shown(found)[0] == device), None)
     return [] if disk is None else [file for file, _ in _layers(handle, disk)]
 

@@ -70,6 +70,8 @@ class _OnDisk(DomainOperation[P]):
             device = str(asked["device"])  # type: ignore
             job, chain = job_of(handle, device), " on ".join(chain_of(handle, device))
         except (libvirt.libvirtError, KeyError, TypeError):
+            job, chain = {}, ""
+        if not chain:
             return "interrupted; the domain does not run any more, and its block job ended with it"
         if not job:
             return f"interrupted; no job runs on {device}; it is {chain}"
@@ -143,6 +145,8 @@ class _RunsJob(_OnDisk[P]):
     def act(self, call: Call, parameters: Any) -> None:
         handle, device = call.subject.handle, parameters.device
         chain = chain_of(handle, device)
+        if not chain:
+            raise self._ended_early(call, parameters, JobEnd(device))
         goal = self.goal(chain, parameters.base)
         call.details["chain_before"] = list(chain)
 
@@ -160,7 +164,7 @@ class _RunsJob(_OnDisk[P]):
             if job_of(handle, device):
                 self.finish(call, parameters)
             elif not call.deadline.within(_SETTLES_S).wait_for(
-                lambda: chain_of(handle, device) == goal or end.word in ("failed", "canceled")
+                lambda: chain_of(handle, device) in (goal, []) or end.word in ("failed", "canceled")
             ) or chain_of(handle, device) != goal:
                 raise self._ended_early(call, parameters, end)
         call.deadline.wait_for(lambda: not job_of(handle, device))
@@ -182,7 +186,8 @@ class _RunsJob(_OnDisk[P]):
 
     def _ended_early(self, call: Call, parameters: Any, end: JobEnd) -> ControlError:
         """Why it is not done; raises what libvirt raises where that is away."""
-        if not call.subject.handle.isActive():
+        # QEMU cancels or fails the jobs of a guest that powers itself off before libvirt knows that it is off.
+        if call.deadline.within(_SETTLES_S).wait_for(lambda: not call.subject.handle.isActive()):
             return RefusedError(
                 f"{self.verb} of {parameters.device} ended with the guest, which is {live_state(call.subject.handle)};"
                 " its disk is as it was",
@@ -207,6 +212,13 @@ class _RunsJob(_OnDisk[P]):
     def verify(self, call: Call, parameters: Any) -> None:
         chain, before = chain_of(call.subject.handle, parameters.device), call.details["chain_before"]
         assert isinstance(before, list)
+        if not chain:
+            raise ControlError(
+                f"the guest ended before it could be seen that {self.verb} of {parameters.device} is done",
+                next_step=f"keep all of {', '.join(str(file) for file in before)}; start it, and see what"
+                " 'domain block-jobs' shows",
+                outcome_unknown=True,
+            )
         goal = self.goal([str(file) for file in before], parameters.base)
         if chain != goal:
             raise ControlError(f"{parameters.device} is {' on '.join(chain)} after it", next_step="see libvirtd's log")

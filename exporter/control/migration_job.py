@@ -76,13 +76,16 @@ class MigrateAbort(_MigrationOperation[NoParameters]):
         return Plan(state=self.state(call, parameters), steps=["abort the migration"], nothing_to_do=idle)
 
     def act(self, call: Call, parameters: NoParameters) -> None:
+        mark = abort_mark(call.folders, str(call.subject.uuid))
         with contextlib.suppress(OSError):  # the abort matters more than how it is told of
-            abort_mark(call.folders, str(call.subject.uuid)).touch(mode=0o600)
+            mark.touch(mode=0o600)
         try:
             call.subject.handle.abortJob()
         except libvirt.libvirtError as error:
             # It ended by itself meanwhile; what is there is looked at next.
             if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                with contextlib.suppress(OSError):
+                    mark.unlink(missing_ok=True)
                 raise
 
     def verify(self, call: Call, parameters: NoParameters) -> None:

@@ -265,22 +265,37 @@ class Detach(_PciChange[DetachParameters]):
     def act(self, call: Call, parameters: DetachParameters) -> None:
         _, address = self.pci(call)
         devices = {device.address: handle for device, handle in node_devices(call.session.connection)}
+        wanted = self.taken(address, parameters)
+        drivers = {one: self.host.driver(one) for one in wanted}
+        unknown = [one for one in wanted if one not in devices]
+        if unknown:
+            raise ControlError(
+                f"libvirt does not list PCI device {', '.join(unknown)}, which the kernel has in that IOMMU group;"
+                " nothing was taken",
+                next_step="restart libvirtd (virtnodedevd), and see 'nodedev list --capability pci'",
+            )
         taken: list[str] = []
-        for one in self.taken(address, parameters):
+        for one in wanted:
             try:
                 devices[one].detachFlags(None, 0)
             except libvirt.libvirtError as error:
-                kept = [other for other in taken if not self._given_back(call, devices[other], other)]
+                kept = [back for back in taken if not self._given_back(call, devices[back], back, drivers[back])]
                 raise from_libvirt(error, f"detach of PCI device {one}", _told(taken, kept)) from error
             taken.append(one)
         call.details["detached"] = [*taken]
 
-    def _given_back(self, call: Call, handle: Any, address: str) -> bool:
-        """Whether the host's driver has it again: a guest cannot have part of a group, nor has the host any of it."""
+    def _given_back(self, call: Call, handle: Any, address: str, before: str | None) -> bool:
+        """Whether the host's driver has it again: a guest cannot have part of a group, nor has the host any of it.
+
+        One that had no driver before is back without one.
+        """
         with suppress(libvirt.libvirtError):
             handle.reAttach()
         deadline = call.deadline.within(10)
-        return deadline.wait_for(lambda: self.host.driver(address) not in (None, *FOR_GUESTS))
+        none_is_right = before is None
+        return deadline.wait_for(
+            lambda: (now := self.host.driver(address)) not in FOR_GUESTS and (now is not None or none_is_right)
+        )
 
     def verify(self, call: Call, parameters: DetachParameters) -> None:
         wanted = _texts(call.details["detached"])

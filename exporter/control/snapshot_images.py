@@ -15,27 +15,32 @@ from exporter.control.connection import is_remote
 from exporter.control.device_change import device_root
 from exporter.control.errors import RefusedError
 from exporter.control.hotplug_disk import disk_shown
-from exporter.control.image_users import files_of, users_of
+from exporter.control.image_users import files_of, source_file, users_of
 from exporter.control.operation import Call
 
 
-def made_by(snapshot: Any) -> dict[str, str]:
-    """The files that an external snapshot's disks went on in, by target; {} of an internal one."""
+def made_by(connection: Any, snapshot: Any) -> dict[str, str]:
+    """The files or devices that an external snapshot's disks went on in, by target; {} of an internal one.
+
+    Empty for one on the network.
+    """
     disks = element_tree(snapshot.getXMLDesc(0)).iterfind("disks/disk")
     sources = {disk.get("name", ""): disk.find("source") for disk in disks if disk.get("snapshot") == "external"}
-    return {target: source.get("file", "") for target, source in sources.items() if source is not None}
+    return {target: source_file(connection, source) for target, source in sources.items() if source is not None}
 
 
-def images_at(snapshot: Any) -> list[str]:
-    """The files of the disks that the domain had when it was taken."""
+def images_at(connection: Any, snapshot: Any) -> list[str]:
+    """The files and devices of the disks that the domain had when it was taken."""
     sources = element_tree(snapshot.getXMLDesc(0)).iterfind("domain/devices/disk/source")
-    return [file for source in sources if (file := source.get("file"))]
+    return [file for source in sources if (file := source_file(connection, source))]
 
 
 def refuse_if_inside(handle: Any, name: str, files: list[str]) -> None:
     """Raises RefusedError where an internal snapshot lies inside one of the files, which are to change underneath."""
+    connection = handle.connect()
     for snapshot in handle.listAllSnapshots(0):
-        inside = [] if made_by(snapshot) else [file for file in images_at(snapshot) if file in files]
+        images = [] if made_by(connection, snapshot) else images_at(connection, snapshot)
+        inside = [file for file in images if file in files]
         if inside:
             raise RefusedError(
                 f"snapshot {snapshot.getName()} of domain {name} lies inside {inside[0]} and would be lost",
@@ -47,7 +52,7 @@ def refuse_missing(call: Call, snapshot: Any) -> None:
     """Raises RefusedError where an image that a revert needs is not there: libvirt would end the guest first."""
     if is_remote(call.session.connection.getURI()):
         return
-    for file in images_at(snapshot):
+    for file in images_at(call.session.connection, snapshot):
         try:
             os.stat(file)
         except FileNotFoundError as error:
@@ -69,7 +74,13 @@ def merged_away(call: Call, snapshot: Any) -> list[tuple[str, str]]:
     local = not is_remote(connection.getURI())
     disks = {disk_shown(disk)[0]: disk for disk in device_root(handle, side).iterfind("devices/disk")}
     found = []
-    for target, file in made_by(snapshot).items():
+    for target, file in made_by(connection, snapshot).items():
+        if not file:
+            raise RefusedError(
+                f"snapshot {snapshot.getName()} has disk {target} of domain {name} go on in an image on the network:"
+                " what else needs that cannot be seen",
+                next_step="forget the snapshot: --metadata-only",
+            )
         chain = list(files_of(connection, disks[target], local=local)) if target in disks else []
         if file not in chain[:-1]:
             raise RefusedError(

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -223,17 +224,41 @@ def test_a_snapshot_inside_an_overlay_keeps_what_it_needs(
     assert operator("snapshot.delete", GUEST, name="past", metadata_only=True).after["snapshots"] == []
 
 
+def without_backing(hypervisor: PrivateHypervisor) -> None:
+    """Defines the guest anew by its top image alone, as most definitions are: libvirt finds what is below by itself."""
+    root = ElementTree.fromstring(hypervisor.virsh("dumpxml", "--inactive", GUEST))
+    for disk in root.iterfind("devices/disk"):
+        for below in disk.findall("backingStore"):
+            disk.remove(below)
+    file = hypervisor.folder / "definitions" / f"{GUEST}.xml"
+    file.write_text(ElementTree.tostring(root, encoding="unicode"))
+    hypervisor.virsh("define", str(file))
+
+
+@pytest.mark.parametrize(
+    ("verb", "end"),
+    [
+        ("block-commit", ("destroy", GUEST)),
+        ("block-pull", ("destroy", GUEST)),
+        ("block-pull", ("qemu-monitor-command", GUEST, '{"execute": "quit"}')),
+    ],
+)
 def test_a_guest_that_ends_during_a_job(
-    operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest
+    operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest, verb: str, end: tuple[str, ...]
 ) -> None:
+    """It is not taken for done, though its definition then shows the top image alone: every image is still needed."""
     operator("snapshot.create", GUEST, name="one")
+    without_backing(hypervisor)
     overwritten(writer)
     with ThreadPoolExecutor(1) as other:
-        job = other.submit(operator, "domain.block-commit", GUEST, device="hda", bandwidth_bytes_sec=SLOW)
+        job = other.submit(operator, f"domain.{verb}", GUEST, device="hda", bandwidth_bytes_sec=SLOW)
         eventually(lambda: operator("domain.block-jobs", GUEST).details["rows"][0].get("type"), "the job")
-        hypervisor.virsh("destroy", GUEST)
+        hypervisor.virsh(*end)
         with pytest.raises(ControlError, match=r"ended with the guest, which is shutoff; its disk is as it was"):
             job.result(60)
+    begun = next(record for record in reversed(list(operator.trail.records())) if record["event"] == "begin")
+    told = OPERATIONS[f"domain.{verb}"].aftermath(operator.executor.session, operator.folders, begun)
+    assert told.startswith("interrupted; the domain does not run any more")
 
 
 def test_a_job_without_room(operator: Operator, hypervisor: PrivateHypervisor) -> None:

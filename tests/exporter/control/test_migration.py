@@ -14,13 +14,16 @@ from pydantic import ValidationError
 from exporter.config import ControlSettings
 from exporter.control import destinations as places
 from exporter.control import migration, migration_job
+from exporter.control.connection import Session
 from exporter.control.destinations import Destination, destination_named, destinations
+from exporter.control.domain import find_domain
 from exporter.control.errors import NotFoundError, RefusedError, UnreachableError
 from exporter.control.folders import Folders
 from exporter.control.migration_disks import check_disks, copied_targets, guest_disks
 from exporter.control.migration_parameters import MigrateParameters, migration_flags, typed_parameters
 from exporter.control.migration_progress import job_facts, progress_of
 from exporter.control.migration_sides import Sides
+from exporter.control.operation import Call, Deadline, NoParameters
 from exporter.control.shared_storage import file_system_of, shared_with_others
 
 KVM2 = "kvm2=qemu+tls://kvm2.example.org/system tcp://192.0.2.7"
@@ -264,3 +267,13 @@ def test_a_guest_that_libvirt_knows_no_more(monkeypatch, tmp_path):
 def test_what_broke_by_itself_was_not_aborted(monkeypatch, tmp_path):
     broken = broken_pipe(monkeypatch, tmp_path, mark=False)
     assert str(broken).startswith("migration of domain web1 to kvm2 failed; it is running here (")
+
+
+def test_an_abort_that_libvirt_refuses_leaves_no_word_of_it(tmp_path):
+    """A failure that comes later was not aborted by anybody. The test driver aborts nothing."""
+    session = Session("test:///default")
+    call = Call(session, find_domain(session, "test"), Folders(tmp_path), Deadline(5))
+    with pytest.raises(libvirt.libvirtError):
+        migration_job.MigrateAbort().act(call, NoParameters())
+    assert not migration_job.abort_mark(call.folders, call.subject.uuid).exists()
+    session.close()

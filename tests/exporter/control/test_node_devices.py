@@ -8,6 +8,7 @@ import pytest
 
 from exporter.control.connection import Session
 from exporter.control.errors import (
+    ControlError,
     InvalidError,
     NotFoundError,
     RefusedError,
@@ -18,7 +19,8 @@ from exporter.control.executor import Actor, Executor, Request
 from exporter.control.folders import Folders
 from exporter.control.host_devices import HostDevices
 from exporter.control.node_device_xml import parse_pci_address
-from exporter.control.node_devices import Detach, List, Reattach, Reset, Show, Tree
+from exporter.control.node_devices import Detach, List, Reattach, Reset, Show, Tree, find_device
+from exporter.control.operation import Call, Deadline
 from exporter.control.request_parameters import parse_parameters
 
 # Slot: driver, IOMMU group, class.
@@ -201,6 +203,28 @@ def test_a_shared_group_is_refused_and_taken_as_a_whole(run):
     # What the host uses stays, as a member of the group too.
     with pytest.raises(RefusedError, match="interface lan2 is part of br0"):
         run("detach", "0000:00:06.0", dry_run=True, with_group=True)
+
+
+def test_one_of_a_group_that_libvirt_does_not_list_is_told_before_any_is_taken(run, root):
+    address = "0000:00:1e.0"
+    folder = root / "sys/devices/pci0000:00" / address
+    write(folder / "class", "0x010802\n")
+    link(root / "sys/bus/pci/devices" / address, folder)
+    link(folder / "driver", root / "sys/bus/pci/drivers/nvme")
+    link(folder / "iommu_group", root / "sys/kernel/iommu_groups/13")
+    link(root / "sys/kernel/iommu_groups/13/devices" / address, folder)
+    with pytest.raises(ControlError, match=f"libvirt does not list PCI device {address}, .*; nothing was taken"):
+        run("detach", "0000:00:0d.0", with_group=True, confirmed="pci_0000_00_0d_0")
+
+
+def test_one_that_had_no_driver_is_given_back_without_one(run, root):
+    session = run.executor.session
+    bare, held = (find_device(session, address) for address in ("0000:00:0f.0", "0000:00:07.0"))
+    detach, call = Detach(HostDevices(root)), Call(session, bare, Folders(root), Deadline(0.1))
+    assert detach._given_back(call, bare.handle, "0000:00:0f.0", None)
+    # Its driver is still to take it; it is still the guests'.
+    assert not detach._given_back(call, bare.handle, "0000:00:0f.0", "e1000e")
+    assert not detach._given_back(call, held.handle, "0000:00:07.0", None)
 
 
 def test_a_free_one_is_taken_with_what_the_host_loses(run):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from xml.etree import ElementTree
 
+import libvirt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.control.errors import NotFoundError, RefusedError
+from exporter.control.block_chain import JobEnd
+from exporter.control.block_jobs import BlockCommit, BlockPull
+from exporter.control.domain import find_domain
+from exporter.control.errors import ControlError, NotFoundError, RefusedError
+from exporter.control.operation import Call, Deadline
 from exporter.control.snapshots import checkpoint_xml, snapshot_xml
 from tests.live.operating import Operator
 
@@ -64,3 +70,108 @@ def test_an_empty_drive_has_no_chain(control, operation):
 def test_names_that_are_none(control, name):
     with pytest.raises(ValueError, match="name"):
         control("snapshot.create", "web1", name=name)
+
+
+STACKED = """<node>
+<pool type='dir'><name>images</name><target><path>/pool</path></target>
+<volume><name>held</name><capacity>1</capacity><key>/pool/held</key><target><path>/pool/held</path></target></volume>
+</pool>
+<domain type='test'><name>web1</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
+<memory>8192</memory><os><type>hvm</type></os><devices>{disk}</devices></domain></node>"""
+# How a disk's image is named: a file, a block device such as a logical volume, a pool's volume.
+SOURCES = {
+    "/images/top": ("file", "<source file='/images/top'/>"),
+    "/dev/vg/top": ("block", "<source dev='/dev/vg/top'/>"),
+    "/pool/held": ("volume", "<source pool='images' volume='held'/>"),
+}
+
+
+def disk(kind, source):
+    return f"""<disk type='{kind}' device='disk'><driver name='qemu' type='qcow2'/>{source}
+<backingStore type='file'><format type='qcow2'/><source file='/images/base'/><backingStore/></backingStore>
+<target dev='vda' bus='virtio'/></disk>"""
+
+
+def snapshot(kind, change, overlay=""):
+    """Known to libvirt from elsewhere, as it writes it; the domain in it has the disk of that kind of source."""
+    taken = f"<disk name='vda' snapshot='{change}' type='{kind}'>{overlay}</disk>"
+    return f"""<domainsnapshot><name>one</name><state>running</state><creationTime>1700000000</creationTime>
+<memory snapshot='{'internal' if change == 'internal' else 'no'}'/><disks>{taken}</disks>{{domain}}</domainsnapshot>"""
+
+
+@pytest.fixture
+def stacked(tmp_path):
+    """Makes a guest with a disk on a base image, and a snapshot `one` of it."""
+    made = []
+
+    def make(kind, source, snapshot):
+        (tmp_path / "node.xml").write_text(STACKED.format(disk=disk(kind, source)))
+        operator = Operator(f"test://{tmp_path}/node.xml", tmp_path / "control")
+        made.append(operator)
+        domain = operator.executor.session.connection.lookupByName("web1")
+        domain.snapshotCreateXML(
+            snapshot.format(domain=domain.XMLDesc(0)), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+        )
+        return operator
+
+    yield make
+    for operator in made:
+        operator.close()
+
+
+@pytest.mark.parametrize("image", SOURCES)
+def test_a_snapshot_inside_an_image_of_any_kind_is_kept(stacked, image):
+    kind, source = SOURCES[image]
+    control = stacked(kind, source, snapshot("file", "internal"))
+    for verb in ("block-pull", "block-commit"):
+        with pytest.raises(RefusedError, match=f"snapshot one of domain web1 lies inside {image} and would be lost"):
+            control.dry(f"domain.{verb}", "web1", device="vda")
+
+
+@pytest.mark.parametrize("image", ["/images/top", "/dev/vg/top"])  # libvirt takes none into a pool's volume
+def test_an_external_snapshot_in_an_image_of_any_kind_is_merged(stacked, image):
+    kind, source = SOURCES[image]
+    control = stacked(kind, source, snapshot(kind, "external", f"<driver type='qcow2'/>{source}"))
+    plan = control.dry("snapshot.delete", "web1", name="one").plan
+    assert plan.steps == [f"write {image} into /images/base, and remove it", "delete it"]
+
+
+def test_an_external_snapshot_on_the_network_is_not_merged(stacked):
+    source = "<source protocol='nbd' name='top'><host name='images.example'/></source>"
+    control = stacked("network", source, snapshot("network", "external", f"<driver type='qcow2'/>{source}"))
+    with pytest.raises(RefusedError, match=r"has disk vda of domain web1 go on in an image on the network"):
+        control.dry("snapshot.delete", "web1", name="one")
+
+
+@pytest.mark.parametrize("operation", [BlockCommit(), BlockPull()])
+def test_a_guest_that_is_off_shows_no_chain_to_be_taken_for_done(stacked, operation):
+    """Its definition has the top image alone, which looks as after a pull of everything."""
+    control = stacked(*SOURCES["/images/top"], snapshot("file", "internal"))
+    control("domain.destroy", "web1")
+    session = control.executor.session
+    call = Call(session, find_domain(session, "web1"), control.folders, Deadline(10))
+    call.details["chain_before"] = ["/images/top", "/images/base"]
+    parameters = operation.parameters(device="vda")
+    with pytest.raises(ControlError, match=r"ended before it could be seen.*keep all of /images/top, /images/base"):
+        operation.verify(call, parameters)
+    with pytest.raises(RefusedError, match="ended with the guest, which is shutoff"):
+        operation.act(call, parameters)
+
+
+@pytest.mark.parametrize("word", [libvirt.VIR_DOMAIN_BLOCK_JOB_CANCELED, libvirt.VIR_DOMAIN_BLOCK_JOB_FAILED])
+def test_a_job_that_the_guests_own_end_cancels_was_stopped_by_nobody(stacked, word):
+    """A guest that powers itself off: libvirt tells of the job before it knows that the guest is off."""
+    control = stacked(*SOURCES["/images/top"], snapshot("file", "internal"))
+    session = control.executor.session
+    subject = find_domain(session, "web1")
+
+    class EndsTheGuest(threading.Event):
+        def wait(self, timeout=None):
+            subject.handle.destroy()
+            return False
+
+    call = Call(session, subject, control.folders, Deadline(10, EndsTheGuest()))
+    end = JobEnd("vda")
+    end.on_event(None, None, "vda", libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL, word, None)
+    told = BlockPull()._ended_early(call, BlockPull.parameters(device="vda"), end)
+    assert "ended with the guest, which is shutoff" in str(told)
