@@ -41,17 +41,20 @@ def test_the_server_is_killed_while_it_is_written_to(own_server, tmp_path, round
     rnd = random.Random(6)
     in_mid_write = 0
     with rig(tmp_path / "state", uri_of(own_server), "killed", guests=Guests(12)) as run:
-        counts = run.archive.writer.counts
+        counts, killed = run.archive.writer.counts, None
         for _ in range(rounds):
             before = counts.documents
             run.sample(rnd.randrange(40, 90))  # they wait in the spool until the server is back from the last kill
+            # Its next process: until the supervisor has seen the end of the last one, that one's URI counts.
+            wait_until(lambda killed=killed: own_server.pid not in (None, killed), "the server is back")
             # Three starts killed in a row would move it to another port, which this archive's URI would not follow.
             own_server.uri(PATIENCE_S)
             wait_until(lambda before=before: counts.documents > before, "it writes", poll_s=0.002)
             time.sleep(rnd.uniform(0, 0.03))
             in_mid_write += not run.archive.writer.drained()
-            os.kill(own_server.pid, signal.SIGKILL)
-            wait_until(lambda: own_server.pid is None, "it is gone", poll_s=0.002)
+            killed = own_server.pid
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda killed=killed: own_server.pid != killed, "it is gone", poll_s=0.002)
         run.drain()
         record_property("kills_in_mid_write", in_mid_write)
         assert in_mid_write >= rounds // 4, "hardly a kill met a window on its way"
