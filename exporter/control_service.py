@@ -40,6 +40,7 @@ from exporter.control.executor import Executor
 from exporter.control.folders import Folders
 from exporter.control.guest_agent import reading_turn
 from exporter.control.jobs import JobStore
+from exporter.control.operation import build_parameters
 from exporter.control.operations import OPERATIONS
 from exporter.control.problems import problem
 from exporter.control.rule_api import rule_routes
@@ -70,6 +71,7 @@ UNKNOWN_CALLERS_EVERY_S = 60.0
 def run_control(settings: Settings) -> None:
     """Serves the API until SIGINT or SIGTERM. Raises VirtgaugeError where it cannot listen or use its folder."""
     share_arenas()
+    build_parameters()
     web = settings.web.model_copy(update={"listen_address": settings.control.listen_address})
     refusals = Refusals()
     front = front_of(web, refusals, token_paths=("/api/", "/metrics"))

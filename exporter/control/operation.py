@@ -53,6 +53,13 @@ class NoParameters(Parameters):
     """For an operation that takes none."""
 
 
+def build_parameters(model: type[Parameters] = Parameters) -> None:
+    """Builds all models of parameters, for a process with threads: no two of them may build one at the same time."""
+    model.model_rebuild()
+    for derived in model.__subclasses__():
+        build_parameters(derived)
+
+
 @dataclass(frozen=True)
 class Subject:
     """The one thing acted on, as looked up. `key` names its lock: a domain's is `domain-UUID`.

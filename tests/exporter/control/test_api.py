@@ -6,6 +6,7 @@ import json
 import resource
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -255,6 +256,18 @@ def test_a_service_killed_in_the_middle_says_so_and_repeats_nothing(tmp_path):
         assert service.stop() == 0
     finally:
         service.stop(signal.SIGKILL)
+
+
+def test_the_service_builds_the_models_of_parameters_before_its_threads_do(tmp_path):
+    (tmp_path / "state").touch()
+    words = ["control", "serve", "--control.listen-address", "127.0.0.1:0", "--state.directory", f"{tmp_path}/state"]
+    code = ("from exporter.cli import run\n"
+            "from exporter.control.operations import OPERATIONS\n"
+            "left = lambda: {o.name for o in OPERATIONS if not o.parameters.__pydantic_complete__}\n"
+            f"assert left() and run({words!r}) > 0\n"
+            "assert not left(), left()\n")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, "the folder" in done.stderr) == (0, True), done.stderr
 
 
 def test_an_outcome_that_found_no_room_is_written_when_the_service_stops(tmp_path):
