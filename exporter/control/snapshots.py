@@ -206,7 +206,10 @@ class DeleteSnapshot(_OfDomain[DeleteSnapshotParameters]):
     def plan(self, call: Call, parameters: DeleteSnapshotParameters) -> Plan:
         there = parameters.name in _names(call.subject.handle)
         lost = [f"the state kept in {parameters.name}" + (" and those after it" if parameters.children else "")]
-        merged = [f"write {file} into {below}, and remove it" for file, below in self._merged(call, parameters)]
+        merged = [
+            f"write {file} into {below}" + ("" if file.startswith("/dev/") else ", and remove it")  # a device stays
+            for file, below in self._merged(call, parameters)
+        ]
         return Plan(
             state=self.state(call, parameters), steps=[*merged, "delete it"], lost=lost if there else [],
             nothing_to_do=not there,
