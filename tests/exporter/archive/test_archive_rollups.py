@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from uuid import UUID
@@ -29,6 +30,24 @@ WEB = Object(HOST, "domain", UUID(int=5), "web")
 def database(archive_server, database_name):
     with MongoClient(archive_server.uri(120), tz_aware=True, uuidRepresentation="standard") as client:
         yield client[database_name]
+
+
+@contextmanager
+def overheard(archive_server, database, hear):
+    """The database over a connection of its own, of which `hear` is told each command that starts."""
+    class Listener(CommandListener):
+        def started(self, event):
+            hear(event)
+
+        def succeeded(self, event):
+            pass
+
+        def failed(self, event):
+            pass
+
+    with MongoClient(archive_server.uri(120), tz_aware=True, uuidRepresentation="standard",
+                     event_listeners=[Listener()]) as client:
+        yield client[database.name]
 
 
 def store(database, windows):
@@ -150,20 +169,12 @@ def test_guests_that_were_not_there_are_not_asked_for(archive_server, database):
                                      "first_seen": seen, "last_seen": seen})
     asked = []
 
-    class Listener(CommandListener):
-        def started(self, event):
-            if event.command.get("find", "").startswith("raw_"):
-                asked.append(event.command["filter"]["uuid"])
+    def hear(event):
+        if event.command.get("find", "").startswith("raw_"):
+            asked.append(event.command["filter"]["uuid"])
 
-        def succeeded(self, event):
-            pass
-
-        def failed(self, event):
-            pass
-
-    with MongoClient(archive_server.uri(120), tz_aware=True, uuidRepresentation="standard",
-                     event_listeners=[Listener()]) as client:
-        assert roll_up_hour(client[database.name], HOST.uuid, HOUR) == 1
+    with overheard(archive_server, database, hear) as asking:
+        assert roll_up_hour(asking, HOST.uuid, HOUR) == 1
     assert {UUID(bytes=bytes(uuid.bytes)) for uuid in asked} == {UUID(int=5), UUID(int=51)}
 
 
@@ -177,21 +188,13 @@ def test_every_read_of_a_roll_up_takes_its_own_documents_from_the_index(archive_
             [window.document(window_origin(b"test", other)) for window in windows])
     sent = []
 
-    class Listener(CommandListener):
-        def started(self, event):
-            if event.command_name == "find":
-                sent.append(dict(event.command))
+    def hear(event):
+        if event.command_name == "find":
+            sent.append(dict(event.command))
 
-        def succeeded(self, event):
-            pass
-
-        def failed(self, event):
-            pass
-
-    with MongoClient(archive_server.uri(120), tz_aware=True, uuidRepresentation="standard",
-                     event_listeners=[Listener()]) as client:
-        assert roll_up_hour(client[database.name], HOST.uuid, HOUR) == 1
-        assert roll_up_day(client[database.name], HOST.uuid, HOUR // DAY_MS * DAY_MS) == 1
+    with overheard(archive_server, database, hear) as asking:
+        assert roll_up_hour(asking, HOST.uuid, HOUR) == 1
+        assert roll_up_day(asking, HOST.uuid, HOUR // DAY_MS * DAY_MS) == 1
     read = [command for command in sent if command["find"].startswith(("raw_", "five_minutes_"))]
     assert len(read) == 2
     for command in read:
@@ -214,21 +217,13 @@ def test_a_partition_is_made_once_for_all_guests_of_an_hour_or_day(archive_serve
         database.objects.insert_one(about)
     made = []
 
-    class Listener(CommandListener):
-        def started(self, event):
-            if event.command_name in ("create", "createIndexes"):
-                made.append((event.command_name, event.command[event.command_name]))
+    def hear(event):
+        if event.command_name in ("create", "createIndexes"):
+            made.append((event.command_name, event.command[event.command_name]))
 
-        def succeeded(self, event):
-            pass
-
-        def failed(self, event):
-            pass
-
-    with MongoClient(archive_server.uri(120), tz_aware=True, uuidRepresentation="standard",
-                     event_listeners=[Listener()]) as client:
-        assert roll_up_hour(client[database.name], HOST.uuid, at) == 4
-        assert roll_up_day(client[database.name], HOST.uuid, at) == 4
+    with overheard(archive_server, database, hear) as asking:
+        assert roll_up_hour(asking, HOST.uuid, at) == 4
+        assert roll_up_day(asking, HOST.uuid, at) == 4
     names = [FIVE_MINUTES.collection(moment(at)), HOURLY.collection(moment(at))]
     assert made == [(word, name) for name in names for word in ("create", "createIndexes")]
 
@@ -239,21 +234,13 @@ def test_a_roll_up_is_stored_by_the_shard_key_where_the_server_may_be_a_cluster(
     store(database, [minute(HOUR, {"memory_rss_kib": [1, 2, 3, 4]})])
     asked = []
 
-    class Listener(CommandListener):
-        def started(self, event):
-            if event.command_name == "update":
-                asked.extend(set(update["q"]) for update in event.command["updates"])
+    def hear(event):
+        if event.command_name == "update":
+            asked.extend(set(update["q"]) for update in event.command["updates"])
 
-        def succeeded(self, event):
-            pass
-
-        def failed(self, event):
-            pass
-
-    with MongoClient(archive_server.uri(120), tz_aware=True, uuidRepresentation="standard",
-                     event_listeners=[Listener()]) as client:
+    with overheard(archive_server, database, hear) as asking:
         for _ in range(2):
-            roll_up_hour(client[database.name], HOST.uuid, HOUR, elsewhere)
+            roll_up_hour(asking, HOST.uuid, HOUR, elsewhere)
     assert asked == [words, words]
     assert only(database, FIVE_MINUTES)["values"]["memory_rss_kib"]["max"] == [4]
 
