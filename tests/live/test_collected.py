@@ -612,6 +612,8 @@ def test_the_host_as_its_own_kernel_tells_it(scraper: Scraper, stage: Stage) -> 
             sum(d.info()[3] for d in running), sum(d.info()[1] for d in running) * 1024)
 
     until(scraper, "what the guests were promised", allocated)
+    stage.connection.lookupByName("bare").setVcpus(2)  # of which no event tells
+    until(scraper, "and the vCPU that was plugged in", allocated)
 
 
 def test_snapshots_and_checkpoints_with_their_age(scraper: Scraper, stage: Stage) -> None:
