@@ -12,9 +12,12 @@ import libvirt
 from pydantic import JsonValue
 
 from exporter.control.device_change import device_root
-from exporter.control.errors import NotFoundError
+from exporter.control.domain import live_state
+from exporter.control.errors import NotFoundError, RefusedError
 from exporter.control.hotplug_disk import disk_shown
 from exporter.control.image_users import source_file
+from exporter.control.operation import Subject
+from exporter.control.power import STOPPED
 
 _NAMES = {
     libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL: "pull",
@@ -66,9 +69,40 @@ def chain_of(handle: Any, device: str) -> list[str]:
     return [] if disk is None else [file for file, _ in _layers(handle, disk)]
 
 
-def base_index(handle: Any, disk: Element, device: str, file: str) -> str:
+def require_chain(subject: Subject, device: str, base: str | None) -> list[str]:
+    """The chain of a disk that a job is to change: never empty, and `base`, where given, is below its top.
+
+    Raises RefusedError where the guest has ended since it was last looked at, or nothing is in the drive.
+    """
+    chain = chain_of(subject.handle, device)
+    if not chain:
+        state = live_state(subject.handle)
+        if state in STOPPED:
+            raise RefusedError(
+                f"domain {subject.name} has ended meanwhile and is {state}; nothing was changed",
+                next_step="start it, and ask again",
+            )
+        raise RefusedError(
+            f"disk {device} of domain {subject.name} has nothing in it", next_step="choose another --device"
+        )
+    if base is not None and base not in chain[1:]:
+        raise NotFoundError(
+            f"disk {device} has no image {base!r} below the one it writes to", next_step=f"it is {' on '.join(chain)}"
+        )
+    return chain
+
+
+def base_index(subject: Subject, device: str, file: str) -> str:
     """An image of the chain as libvirt addresses it, `vda[2]`: no path goes back to it."""
-    return next(f"{device}[{index}]" for named, index in _layers(handle, disk) if named == file)
+    disk = disk_element(subject.handle, subject.name, device)
+    index = next((index for named, index in _layers(subject.handle, disk) if named == file), "")
+    if not index:
+        raise RefusedError(
+            f"{file} is no longer in disk {device} of domain {subject.name}, which is {live_state(subject.handle)};"
+            " nothing was changed",
+            next_step="see what 'domain block-jobs' shows, and ask again",
+        )
+    return f"{device}[{index}]"
 
 
 def disk_element(handle: Any, name: str, device: str) -> Element:

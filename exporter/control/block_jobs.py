@@ -10,11 +10,11 @@ from typing import Any
 import libvirt
 from pydantic import Field, JsonValue
 
-from exporter.control.block_chain import JobEnd, base_index, chain_of, disk_element, job_of, watch_job
+from exporter.control.block_chain import JobEnd, base_index, chain_of, disk_element, job_of, require_chain, watch_job
 from exporter.control.connection import Session
 from exporter.control.device_change import device_root
 from exporter.control.domain import DomainOperation, P, domain_state, find_domain, live_state
-from exporter.control.errors import ControlError, NotFoundError, RefusedError, TimedOutError
+from exporter.control.errors import ControlError, RefusedError, TimedOutError
 from exporter.control.folders import Folders
 from exporter.control.guest_fields import HostPath, Word
 from exporter.control.hotplug_disk import disk_shown
@@ -110,17 +110,7 @@ class _RunsJob(_OnDisk[P]):
 
     def check(self, call: Call, parameters: Any) -> None:
         super().check(call, parameters)
-        chain = chain_of(call.subject.handle, parameters.device)
-        if not chain:
-            raise RefusedError(
-                f"disk {parameters.device} of domain {call.subject.name} has nothing in it",
-                next_step="choose another --device",
-            )
-        if parameters.base is not None and parameters.base not in chain[1:]:
-            raise NotFoundError(
-                f"disk {parameters.device} has no image {parameters.base!r} below the one it writes to",
-                next_step=f"it is {' on '.join(chain)}",
-            )
+        require_chain(call.subject, parameters.device, parameters.base)
         job = job_of(call.subject.handle, parameters.device)
         if job and job["type"] not in self.job_types:
             raise RefusedError(
@@ -132,8 +122,8 @@ class _RunsJob(_OnDisk[P]):
         """What the chain is to be in the end."""
 
     @abstractmethod
-    def start(self, call: Call, parameters: Any) -> None:
-        """Has libvirt begin."""
+    def start(self, call: Call, parameters: Any, chain: list[str]) -> None:
+        """Has libvirt begin; `chain` is what the disk is."""
 
     def finish(self, call: Call, parameters: Any) -> None:
         """Once everything is copied."""
@@ -144,9 +134,7 @@ class _RunsJob(_OnDisk[P]):
 
     def act(self, call: Call, parameters: Any) -> None:
         handle, device = call.subject.handle, parameters.device
-        chain = chain_of(handle, device)
-        if not chain:
-            raise self._ended_early(call, parameters, JobEnd(device))
+        chain = require_chain(call.subject, device, parameters.base)
         goal = self.goal(chain, parameters.base)
         call.details["chain_before"] = list(chain)
 
@@ -158,7 +146,7 @@ class _RunsJob(_OnDisk[P]):
 
         with watch_job(handle, device) as end:
             if not job_of(handle, device):
-                self.start(call, parameters)
+                self.start(call, parameters, chain)
             if not call.deadline.within(parameters.within_s).wait_for(over, poll_s=0.2):
                 raise self._stopped(call, parameters)
             if job_of(handle, device):
@@ -236,7 +224,7 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
 
     def check(self, call: Call, parameters: BlockCommitParameters) -> None:
         super().check(call, parameters)
-        chain = chain_of(call.subject.handle, parameters.device)
+        chain = require_chain(call.subject, parameters.device, parameters.base)
         base = self.goal(chain, parameters.base)[0]
         refuse_if_inside(call.subject.handle, call.subject.name, chain[: chain.index(base)])
         # What stands on the base itself would see other data; what stands on the overlays loses what is under them.
@@ -250,7 +238,7 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
                 )
 
     def plan(self, call: Call, parameters: BlockCommitParameters) -> Plan:
-        chain = chain_of(call.subject.handle, parameters.device)
+        chain = require_chain(call.subject, parameters.device, parameters.base)
         base = self.goal(chain, parameters.base)[0]
         short = chain[0] == base
         above = chain[: chain.index(base)]
@@ -261,10 +249,9 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
             nothing_to_do=short,
         )
 
-    def start(self, call: Call, parameters: BlockCommitParameters) -> None:
+    def start(self, call: Call, parameters: BlockCommitParameters, chain: list[str]) -> None:
         handle, device = call.subject.handle, parameters.device
-        base = self.goal(chain_of(handle, device), parameters.base)[0]
-        index = base_index(handle, disk_element(handle, call.subject.name, device), device, base)
+        index = base_index(call.subject, device, self.goal(chain, parameters.base)[0])
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
         handle.blockCommit(device, index, None, parameters.bandwidth_bytes_sec or 0, flags)
 
@@ -301,22 +288,22 @@ class BlockPull(_RunsJob[BlockPullParameters]):
 
     def check(self, call: Call, parameters: BlockPullParameters) -> None:
         super().check(call, parameters)
-        chain = chain_of(call.subject.handle, parameters.device)
+        chain = require_chain(call.subject, parameters.device, parameters.base)
         if self.goal(chain, parameters.base) != chain:
             refuse_if_inside(call.subject.handle, call.subject.name, chain[:1])
 
     def plan(self, call: Call, parameters: BlockPullParameters) -> Plan:
-        chain = chain_of(call.subject.handle, parameters.device)
+        chain = require_chain(call.subject, parameters.device, parameters.base)
         goal = self.goal(chain, parameters.base)
         steps = [f"copy what {chain[0]} lacks from {', '.join(file for file in chain if file not in goal)}"]
         return Plan(state=self.state(call, parameters), steps=steps, nothing_to_do=goal == chain)
 
-    def start(self, call: Call, parameters: BlockPullParameters) -> None:
+    def start(self, call: Call, parameters: BlockPullParameters, chain: list[str]) -> None:
         handle, device, bandwidth = call.subject.handle, parameters.device, parameters.bandwidth_bytes_sec or 0
         if parameters.base is None:
             handle.blockPull(device, bandwidth, libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)
             return
-        index = base_index(handle, disk_element(handle, call.subject.name, device), device, parameters.base)
+        index = base_index(call.subject, device, parameters.base)
         handle.blockRebase(device, index, bandwidth, libvirt.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES)
 
 

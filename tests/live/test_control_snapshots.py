@@ -9,15 +9,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from exporter.control import block_jobs
 from exporter.control.errors import ControlError, NotFoundError, RefusedError, TimedOutError, UnsupportedError
 from exporter.control.executor import Actor, Request
+from exporter.demonstration.errors import DemonstrationError
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
 from exporter.demonstration.programs import run_program
 from tests.live.conftest import StartExporter
@@ -253,12 +256,36 @@ def test_a_guest_that_ends_during_a_job(
     with ThreadPoolExecutor(1) as other:
         job = other.submit(operator, f"domain.{verb}", GUEST, device="hda", bandwidth_bytes_sec=SLOW)
         eventually(lambda: operator("domain.block-jobs", GUEST).details["rows"][0].get("type"), "the job")
-        hypervisor.virsh(*end)
+        with suppress(DemonstrationError):  # QEMU may end before it has answered to "quit"
+            hypervisor.virsh(*end)
         with pytest.raises(ControlError, match=r"ended with the guest, which is shutoff; its disk is as it was"):
             job.result(60)
     begun = next(record for record in reversed(list(operator.trail.records())) if record["event"] == "begin")
     told = OPERATIONS[f"domain.{verb}"].aftermath(operator.executor.session, operator.folders, begun)
     assert told.startswith("interrupted; the domain does not run any more")
+
+
+def test_a_guest_that_ends_before_its_job(
+    operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks at its disk, or the last one and the begin: the caller is told that it has ended."""
+    operator("snapshot.create", GUEST, name="one")
+    without_backing(hypervisor)
+    two = chain(operator)
+    for verb, look, told in (
+        ("block-commit", "require_chain", "domain writer has ended meanwhile and is shutoff; nothing was changed"),
+        ("block-pull", "require_chain", "domain writer has ended meanwhile and is shutoff; nothing was changed"),
+        ("block-commit", "base_index", "in disk hda of domain writer, which is shutoff; nothing was changed"),
+        ("block-pull", "watch_job", r"libvirt error 55: .*domain is not running"),
+    ):
+        with monkeypatch.context() as patch:
+            real, destroyed = getattr(block_jobs, look), partial(hypervisor.virsh, "destroy", GUEST)
+            patch.setattr(block_jobs, look, lambda *asked, real=real, gone=destroyed: gone() or real(*asked))
+            with pytest.raises(RefusedError, match=told):
+                operator(f"domain.{verb}", GUEST, device="hda", within_s=60)
+        assert operator.state(GUEST) == "shutoff"
+        operator("domain.start", GUEST)
+        assert chain(operator) == two
 
 
 def test_a_job_without_room(operator: Operator, hypervisor: PrivateHypervisor) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.control import block_chain, block_jobs
 from exporter.control.block_chain import JobEnd
 from exporter.control.block_jobs import BlockCommit, BlockPull
 from exporter.control.domain import find_domain
@@ -155,8 +156,38 @@ def test_a_guest_that_is_off_shows_no_chain_to_be_taken_for_done(stacked, operat
     parameters = operation.parameters(device="vda")
     with pytest.raises(ControlError, match=r"ended before it could be seen.*keep all of /images/top, /images/base"):
         operation.verify(call, parameters)
-    with pytest.raises(RefusedError, match="ended with the guest, which is shutoff"):
+    with pytest.raises(RefusedError, match="web1 has ended meanwhile and is shutoff; nothing was changed"):
         operation.act(call, parameters)
+
+
+@pytest.mark.parametrize("base", [None, "/images/base"])
+@pytest.mark.parametrize("operation", ["domain.block-commit", "domain.block-pull"])
+def test_a_guest_that_ends_between_two_looks_is_refused(stacked, monkeypatch, operation, base):
+    control = stacked(*SOURCES["/images/top"], snapshot("file", "external", "<source file='/images/other'/>"))
+    looks = 0
+    real = block_chain.chain_of
+
+    def ending(handle, device):
+        nonlocal looks
+        looks -= 1
+        if looks == 0:
+            handle.destroy()
+        return real(handle, device)
+
+    for module in (block_chain, block_jobs):
+        monkeypatch.setattr(module, "chain_of", ending)
+    told = []
+    # At each look in turn, until there are none left.
+    while not told or told[-1]:
+        looks = len(told) + 1
+        try:
+            control.dry(operation, "web1", device="vda", base=base)
+            told.append("")
+        except RefusedError as error:
+            told.append(str(error))
+            control("domain.start", "web1")
+    assert all("web1 has ended meanwhile and is shutoff; nothing was changed" in text for text in told[:-1])
+    assert len(told) > 2
 
 
 @pytest.mark.parametrize("word", [libvirt.VIR_DOMAIN_BLOCK_JOB_CANCELED, libvirt.VIR_DOMAIN_BLOCK_JOB_FAILED])
