@@ -187,6 +187,14 @@ class AlertStore:
         states = ("acting", "done", "failed", "unknown", "retry", "pending", "approved", "dry-run")
         return self._acts(f"changed_s >= ? AND state IN {states}", (since_s,))
 
+    def in_vain(self, rule: str, since_s: float) -> int:
+        """How many acts of the rule came to nothing since then: withdrawn, refused, or too old."""
+        with self._using() as database:
+            (found,) = database.execute(
+                "SELECT count(*) FROM acts WHERE changed_s >= ? AND rule = ? AND phase = 'do' AND"
+                " state IN ('cancelled', 'refused', 'expired')", (since_s, rule)).fetchone()  # fmt: skip
+        return int(found)
+
     def last_changes(self) -> dict[str, float]:
         """Rule to the time of the last change of an act that was begun or told of."""
         with self._using() as database:

@@ -21,6 +21,7 @@ from exporter.control.locks import Locks, SubjectLock
 from exporter.control.rule_acting import BUSY_AGAIN_S, Acting
 from exporter.control.rule_guards import Case, Guards
 from exporter.control.rule_metrics import RuleMetrics
+from exporter.control.rule_skips import Skip
 from exporter.control.rule_trail import RuleTrail
 from exporter.control.rule_turns import Turns
 from exporter.control.rules import Rule, RuleFile
@@ -49,7 +50,7 @@ class RuleEngine:
         self.switch = KillSwitch(executor.folders.private(executor.folders.state))
         self.switch.prepare()
         self.metrics = RuleMetrics(store, file, self.switch.is_on, file_ok)
-        self._trail = RuleTrail(executor.trail)
+        self._trail = RuleTrail(executor.trail, clock)
         self._guards = Guards(store, self.switch, executor.session)
         self._acting = Acting(store, executor, self._trail, self.metrics, clock)
         self._turns = Turns()
@@ -81,6 +82,10 @@ class RuleEngine:
         self._wake.set()
         self._thread.join(timeout_s)
         self._turns.end(end_s - time.monotonic())
+        try:
+            self._trail.tell_counted(all_of_it=True)
+        except ControlError as error:
+            _log.error("what the rules skipped could not be told", extra={"cause": str(error)})
         if self._sole is not None:
             self._sole.release()
 
@@ -110,6 +115,7 @@ class RuleEngine:
     def _run(self) -> None:
         while not self._stopping.is_set():
             busy = self._try(self._one_alert, self._drop_oldest) or self._try(self._one_act, self._drop_act)
+            self._try(self._trail.tell_counted, lambda: None)
             if self._clock() >= self._forget_at_s:
                 self._try(self._forget_old, lambda: None)
             if not busy:
@@ -140,6 +146,8 @@ class RuleEngine:
         waiting = self._store.oldest()
         if waiting is not None:
             self.metrics.skipped("", "defect")
+            if not waiting[2].is_firing:
+                self._store.end(waiting[2], self._clock())
             self._store.taken(waiting[0])
 
     def _drop_act(self) -> None:
@@ -157,14 +165,14 @@ class RuleEngine:
         file = self._file()
         rules = [rule for rule in file.rules if rule.matches(alert.labels)]
         if rules and all(matcher.matches(alert.labels) for matcher in file.here):
-            if not alert.is_firing:
-                self._store.end(alert, self._clock())
             for rule in rules:
                 if rule.mode != "off":
                     self._judge(file, rule, alert, received_s)
                     self.metrics.matched(rule.name)
                 elif not alert.is_firing:
                     self._left_as_it_is(rule, alert)
+            if not alert.is_firing:
+                self._store.end(alert, self._clock())
         self._store.taken(number)
         return True
 
@@ -214,7 +222,8 @@ class RuleEngine:
         if act.state in ("pending", "approved", "retry"):
             self._end(act, "cancelled", "the alert resolved first")
         elif rule.undo is None or act.told == "unchanged" or act.state not in ("done", "dry-run"):
-            self._trail.tell_of(act, "resolved")
+            if not self._store.has_ended(alert):  # a second Alertmanager tells it, too, and who plays it again
+                self._trail.tell_of(act, "resolved")
         else:
             number = self._store.add(rule.name, alert, "undo", act.domain, act.uuid, "retry", self._clock())
             if number is not None:
@@ -333,7 +342,7 @@ class RuleEngine:
     def _skip(self, rule: Rule, alert: Alert, word: str, why: str, target: AlertedGuest | None = None) -> None:
         self.metrics.skipped(rule.name, word)
         name, uuid = (target.name, target.uuid) if target is not None else (alert.labels.get("domain", ""), "")
-        self._trail.tell("skipped", rule.name, alert, name, uuid, outcome=why, skipped=word)
+        self._trail.skipped(Skip(rule.name, alert, name, uuid, word, why))
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock()).astimezone()

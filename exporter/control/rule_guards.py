@@ -20,6 +20,9 @@ from exporter.control.rules import Rule, RuleFile
 from exporter.control.webhook import Alert
 
 _HOUR_S = 3600.0
+IN_VAIN_BUDGETS = 10
+"""So many times its budget a rule begins or asks for what comes to nothing: an alert that flaps has a record each time.
+"""
 
 
 Reason = tuple[str, str]
@@ -124,6 +127,9 @@ class Guards:
         within_hour = [act for act in acts if now_s - act.changed_s < _HOUR_S]
         if sum(act.rule == rule.name for act in within_hour) >= rule.budget_per_hour:
             return "budget", f"the rule acted {rule.budget_per_hour} times within an hour"
+        most_in_vain = IN_VAIN_BUDGETS * rule.budget_per_hour
+        if case.again is None and self._store.in_vain(rule.name, now_s - _HOUR_S) >= most_in_vain:
+            return "budget", f"{most_in_vain} acts of this rule came to nothing within an hour"
         if len(within_hour) >= case.file.budget_per_hour:
             return "budget", f"all rules together acted {case.file.budget_per_hour} times within an hour"
         return self._share(case, {act.uuid for act in within_hour})

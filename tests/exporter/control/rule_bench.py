@@ -92,6 +92,7 @@ class Bench:
     def settle(self) -> None:
         while self.engine._one_alert() or self.engine._one_act():
             pass
+        self.engine._trail.tell_counted()
 
     def state(self, name: str = "web0") -> str:
         number = self.executor.session.connection.lookupByName(name).state()[0]
