@@ -100,8 +100,13 @@ class AgentSource:
     deadline_s = 45.0
 
     def __init__(self, period_s: float = 60.0, clock: Callable[[], float] = time.monotonic,
-                 wall_clock: Callable[[], float] = time.time, turn: Turn = lambda _uuid: nullcontext(True)) -> None:
+                 wall_clock: Callable[[], float] = time.time, turn: Turn = lambda _uuid: nullcontext(True),
+                 wants: Callable[[str, str], bool] = lambda _uuid, _name: True,
+                 chosen: Callable[[str], bool] = lambda _xml: True) -> None:
+        """``wants`` says by UUID and name which agents are asked at all, ``chosen`` by the domain's XML."""
         self.period_s = period_s
+        self._wants = wants
+        self._chosen = chosen
         self._turn = turn
         self._clock = clock
         self._wall_clock = wall_clock
@@ -120,7 +125,8 @@ class AgentSource:
 
     def parts(self, session: Session, _scope: Scope) -> Sequence[RunningDomain]:
         flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
-        found = [RunningDomain(d.UUIDString(), d.ID(), d.name()) for d in session.connection.listAllDomains(flags)]
+        running = (RunningDomain(d.UUIDString(), d.ID(), d.name()) for d in session.connection.listAllDomains(flags))
+        found = [domain for domain in running if self._wants(domain.uuid, domain.name)]
         keys = {(domain.uuid, domain.id) for domain in found}
         with self._lock:
             self._agents = {key: agent for key, agent in self._agents.items() if key in keys}
@@ -142,8 +148,9 @@ class AgentSource:
         subject = Subject("domain", (part.uuid, part.id), (("domain", part.name),))
         try:
             domain = session.connection.lookupByUUIDString(part.uuid)
-            connected = channel_connected(domain.XMLDesc(0))
-            if connected is None:
+            xml = domain.XMLDesc(0)
+            connected = channel_connected(xml)
+            if connected is None or not self._chosen(xml):
                 return None
             stats: dict[str, Value] = {"agent.connected": connected, "agent.up": False}
             if connected:

@@ -65,15 +65,14 @@ class Filters:
         found = list(records)
         if self.metadata:
             keys = {record.subject.key for record in found if record.subject.kind == "domain"}
-            owned = {uuid for uuid, id_ in keys if isinstance(id_, int) and self._owned(str(uuid), id_, details)}
+            owned = {uuid for uuid, id_ in keys if isinstance(id_, int) and self.owned(details(str(uuid), id_))}
             found = [r for r in found if r.subject.kind != "domain" or r.subject.key[0] in owned]
         if self.device:
             found = [self._with_devices(record) for record in found]
         return found
 
-    def _owned(self, uuid: str, id_: int, details: Details) -> bool:
+    def owned(self, definition: Definition | None) -> bool:
         """Whether a domain's metadata match; where they are unknown, only a choice by exclusion takes it."""
-        definition = details(uuid, id_)
         return self.metadata.takes(() if definition is None else metadata_texts(definition))
 
     def _with_devices(self, record: Record) -> Record:

@@ -16,6 +16,11 @@ _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # The settings that the service uses; the listening address of the exporter is not its own.
 _SECTIONS = ("libvirt", "control", "web", "state", "log", "config", "host")
 _FOR_THE_TRAIL = ("archive.uri", "archive.database", "archive.username", "archive.password_file")
+# Which guests' agents are asked; the same keys choose what the exporter watches.
+_FOR_THE_AGENTS = (
+    *(f"filter.{what}_{way}" for what in ("domain", "uuid", "metadata") for way in ("include", "exclude")),
+    "metadata.labels", "metadata.namespaces",
+)  # fmt: skip
 _NOT_HERE = ("web.listen_address", "web.telemetry_path", "web.disable_exporter_metrics")
 
 
@@ -55,7 +60,7 @@ def _serve() -> click.Command:
 def _is_ours(setting: Setting) -> bool:
     section = setting.key.partition(".")[0]
     ours = section in _SECTIONS and setting.key not in _NOT_HERE
-    return setting.flag is not None and (ours or setting.key in _FOR_THE_TRAIL)
+    return setting.flag is not None and (ours or setting.key in (*_FOR_THE_TRAIL, *_FOR_THE_AGENTS))
 
 
 def _option(setting: Setting) -> click.Option:

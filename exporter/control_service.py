@@ -26,6 +26,7 @@ from collectors.lanes import LanePool, Slots
 from collectors.layout import Compiler
 from exporter.access import api_middleware
 from exporter.agent_page import AgentEvents, AgentPage, agent_declarations
+from exporter.choosing import choice_by_xml, filters_of
 from exporter.command_token import token_file_path
 from exporter.config import Settings
 from exporter.control.alert_store import AlertStore
@@ -161,7 +162,9 @@ def _agent_page(settings: Settings, folders: Folders) -> AgentPage | None:
     """What reads the guest agents, on connections and in threads of its own; None where it is off."""
     if not settings.control.agent.enabled:
         return None
-    source = AgentSource(settings.control.agent.period, turn=partial(reading_turn, folders))
+    filters = filters_of(settings.filter)
+    source = AgentSource(settings.control.agent.period, turn=partial(reading_turn, folders), wants=filters.wants,
+                         chosen=choice_by_xml(settings, filters))
     opener = Opener(settings.libvirt.uri, read_only=False)
     background = Background(LanePool(opener, AGENT_LANES, Slots(), "agent"), [source], most_stuck=AGENT_LANES)
     events = AgentEvents(source, background)

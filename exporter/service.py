@@ -19,7 +19,7 @@ from collectors.event_counts import EventCounts
 from collectors.event_names import COUNTED
 from collectors.events import Event, EventListener
 from collectors.fields import Collector
-from collectors.filters import Cap, Choice, Filters
+from collectors.filters import Cap, Filters
 from collectors.inventory import INVENTORY, Inventory
 from collectors.kernel import KernelSource, raise_open_files_limit
 from collectors.lanes import LanePool, Slots
@@ -30,8 +30,8 @@ from collectors.sampling import sampling
 from collectors.snapshot import Record
 from collectors.target import Target
 
-from .config import FilterSettings, Settings
-from .expressions import Expression
+from .choosing import filters_of
+from .config import Settings
 from .malloc import share_arenas
 from .metrics_app import exporter_application
 from .page import TargetPage, process_registry
@@ -177,17 +177,6 @@ def archive_collectors() -> tuple[Collector, ...]:
     from .archive.metrics import ARCHIVE
 
     return (ARCHIVE,)
-
-
-def filters_of(settings: FilterSettings) -> Filters:
-    """The choices of the settings, their regular expressions compiled."""
-    def choice(include: str | None, exclude: str | None) -> Choice:
-        return Choice(Expression(include) if include else None, Expression(exclude) if exclude else None)
-
-    return Filters(choice(settings.domain_include, settings.domain_exclude),
-                   choice(settings.uuid_include, settings.uuid_exclude),
-                   choice(settings.metadata_include, settings.metadata_exclude),
-                   choice(settings.device_include, settings.device_exclude))
 
 
 def families_of(collectors: Iterable[Collector]) -> dict[str, frozenset[str]]:

@@ -7,6 +7,7 @@ a hostile guest.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import libvirt
@@ -68,6 +69,15 @@ class Domain:
     def XMLDesc(self, _flags: int) -> str:  # noqa: N802 - the binding's name
         return CHANNEL.format("connected" if self.connected else "disconnected")
 
+    def UUIDString(self) -> str:  # noqa: N802 - the binding's name
+        return "u-1"
+
+    def ID(self) -> int:  # noqa: N802 - the binding's name
+        return 7
+
+    def name(self) -> str:
+        return "web"
+
     def state(self) -> list[int]:
         return [libvirt.VIR_DOMAIN_PAUSED if self.paused else libvirt.VIR_DOMAIN_RUNNING, 1]
 
@@ -118,6 +128,9 @@ class Session:
         self.connection = self
         self.domain = domain
 
+    def listAllDomains(self, _flags: int) -> list[Domain]:  # noqa: N802 - the binding's name
+        return [self.domain]
+
     def lookupByUUIDString(self, _uuid: str) -> Domain:  # noqa: N802 - the binding's name
         return self.domain
 
@@ -162,6 +175,19 @@ def test_every_declared_metric_is_shown_with_its_labels(source: AgentSource, clo
         'libvirt_domain_agent_vcpus_online{domain="web"}': 3,
     }
     assert {name.partition("{")[0] for name in found} == {d.name for d in AGENT.declarations}
+
+
+def test_an_agent_that_the_filters_leave_out_is_not_asked(clock: Clock) -> None:
+    domain = Domain(clock)
+
+    def parts(source: AgentSource) -> Sequence[RunningDomain]:
+        return source.parts(Session(domain), Scope())  # type: ignore[arg-type]
+
+    assert list(parts(AgentSource(60.0, clock, wants=lambda _uuid, name: name != "db"))) == [PART]
+    assert list(parts(AgentSource(60.0, clock, wants=lambda uuid, _name: uuid != PART.uuid))) == []
+    seen: list[str] = []
+    assert read(AgentSource(60.0, clock, chosen=lambda xml: bool(seen.append(xml))), domain) == []  # type: ignore[func-returns-value]
+    assert (seen, domain.asked, domain.limits) == ([domain.XMLDesc(0)], [], [])
 
 
 @pytest.mark.parametrize("code", [libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_INTERNAL_ERROR])

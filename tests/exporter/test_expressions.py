@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collectors.filters import Choice
+from exporter.choosing import filters_of
 from exporter.config import FilterSettings
 from exporter.control.rule_reading import parse_rules
 from exporter.expressions import LONGEST_EXPRESSION, Expression
 from exporter.remote_read import Matcher, MatchType
-from exporter.service import filters_of
 
 # Python's engine would take longer than the universe is old for each of these.
 ENDLESS = ["(a+)+b", "(a|a)*b", "(.*a){20}b", "([a-z]+)*b"]
