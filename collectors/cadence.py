@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .bulk import group_bits
 from .domain_xml import Definition
-from .kernel import KERNEL_GROUPS, KernelSource
+from .kernel import KERNEL_GROUPS, KernelSource, counts_interfaces
 from .snapshot import Value
 
 Key = tuple[str, int]
@@ -49,6 +49,8 @@ class Cadence:
         groups = self._groups
         if self._kernel is not None and (self._kernel.serves(key) or not self._kernel.decided(key)):
             groups -= KERNEL_GROUPS  # while undecided neither gives them: the source of a counter never changes
+            if not counts_interfaces(self._details(*key)):
+                groups |= self._groups & {"interface"}  # libvirt asks the switch; no job, no monitor
         if "balloon" in groups and not self._balloon_due(key, now_s):
             groups -= {"balloon"}
         mask = self._masks.get(groups)

@@ -73,7 +73,7 @@ class DomainRecords:
         sizes = {name: stats[name] for name in _SIZES if name in stats}
         self._cadence.take(key, stats, sampled_at_s, complete)
         if self._kernel is not None and self._kernel.serves(key):
-            yield from self._from_kernel(subject, key)
+            yield from self._from_kernel(subject, key, interfaces="net.count" not in stats)
         else:
             self._follow_vcpus(key, stats)
             definition = self._inventory.details(*key)
@@ -113,11 +113,11 @@ class DomainRecords:
         if readings <= _MOST_READINGS:
             self._inventory.invalidate(key[0])
 
-    def _from_kernel(self, subject: Subject, key: Key) -> Iterator[Record]:
+    def _from_kernel(self, subject: Subject, key: Key, interfaces: bool) -> Iterator[Record]:
         assert self._kernel is not None
         read_at_s = time.monotonic()
         try:
-            stats = self._kernel.stats(key, self._inventory.details(*key))
+            stats = self._kernel.stats(key, self._inventory.details(*key), interfaces)
         except KernelSourceError as error:  # the process ended under us: the next roster will not list it
             log.debug("%s", error)
             return

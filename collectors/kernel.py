@@ -17,7 +17,7 @@ import re
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,8 +121,11 @@ class KernelSource:
             if process is not None:
                 process.close()
 
-    def stats(self, key: Key, definition: Definition | None) -> dict[str, Value]:
-        """The domain's values under libvirt's keys.  Raises KernelSourceError where the process is gone."""
+    def stats(self, key: Key, definition: Definition | None, interfaces: bool = True) -> dict[str, Value]:
+        """The domain's values under libvirt's keys, without those of ``interfaces`` where libvirt gave them.
+
+        Raises KernelSourceError where the process is gone.
+        """
         process = self._processes.get(key)
         if process is None:
             raise KernelSourceError(f"no process is known of domain {key[0]}")
@@ -130,7 +133,7 @@ class KernelSource:
             stats = self._read(process)
             if definition is not None:
                 stats.update(definition_stats(definition))
-                self._add_interfaces(stats, process, definition.interfaces)
+                self._add_interfaces(stats, process, definition.interfaces if interfaces else ())
         except (OSError, ValueError, IndexError) as error:
             raise KernelSourceError(f"process {process.pid} of domain {key[0]}: {error}") from error
         return stats
@@ -230,9 +233,9 @@ class KernelSource:
         stats.update(zip(process.keys, values, strict=True))
         return stats
 
-    def _add_interfaces(self, stats: dict[str, Value], process: _Process, interfaces: Iterable[Interface]) -> None:
+    def _add_interfaces(self, stats: dict[str, Value], process: _Process, interfaces: Collection[Interface]) -> None:
         """Counters as the guest sees them: what its tap received is what it sent, except for macvtap."""
-        devices = self._network(process)
+        devices = self._network(process) if interfaces else {}
         for number, interface in enumerate(interfaces):
             counters = devices.get(interface.target_device)
             if counters is None:
@@ -269,6 +272,11 @@ def _devices(text: str) -> dict[str, tuple[int, ...]]:
 @functools.lru_cache(1024)
 def _net_keys(number: int) -> tuple[str, ...]:
     return (f"net.{number}.name", *(f"net.{number}.{way}.{word}" for way in ("rx", "tx") for word in _NET_WORDS))
+
+
+def counts_interfaces(definition: Definition | None) -> bool:
+    """Whether the kernel counts all that there is to count: of a vhost-user interface only its switch does."""
+    return definition is None or all(interface.type != "vhostuser" for interface in definition.interfaces)
 
 
 def definition_stats(definition: Definition) -> dict[str, Value]:

@@ -16,9 +16,10 @@ class ServedByKernel(KernelSource):
         return True
 
 
-def definition(period_s: int) -> Definition:
+def definition(period_s: int, nic: str = "bridge") -> Definition:
     return parse("<domain type='kvm' id='3'><name>a</name><uuid>u</uuid><devices><memballoon model='virtio'>"
-                 f"<stats period='{period_s}'/></memballoon></devices></domain>")
+                 f"<stats period='{period_s}'/></memballoon><interface type='bridge'/><interface type='{nic}'/>"
+                 "</devices></domain>")
 
 
 def cadence(kernel: bool, period_s: int = 10) -> Cadence:
@@ -35,6 +36,14 @@ def test_without_the_kernel_all_groups_are_asked_and_balloon_once_a_minute() -> 
 
 def test_with_the_kernel_only_block_is_asked_of_the_monitor() -> None:
     assert cadence(kernel=True, period_s=0).mask(KEY, 0.0) == GROUP_BITS["state"] | GROUP_BITS["block"]
+
+
+def test_with_the_kernel_libvirt_is_asked_for_interfaces_that_only_a_switch_counts() -> None:
+    def mask(groups: tuple[str, ...]) -> int:
+        return Cadence(groups, ServedByKernel(), lambda _uuid, _id: definition(0, "vhostuser")).mask(KEY, 0.0)
+
+    assert mask(GROUPS) == GROUP_BITS["state"] | GROUP_BITS["block"] | GROUP_BITS["interface"]
+    assert mask(("state", "block")) == GROUP_BITS["state"] | GROUP_BITS["block"]
 
 
 def test_with_the_kernel_and_a_guest_that_reports_balloon_is_asked_once_a_minute() -> None:
