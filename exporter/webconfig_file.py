@@ -7,6 +7,7 @@ import ssl
 from contextlib import suppress
 from pathlib import Path
 
+from exporter.secret_files import warn_if_others_read
 from exporter.webconfig import WebConfig, WebConfigError, describe, read_webconfig
 from exporter.webconfig_tls import named_files, tls_context
 
@@ -36,6 +37,7 @@ class WebConfigFile:
             self._context_of = self._tls_files()
             self._context = tls_context(self._config.tls_server_config, path)
         _log.info("web configuration", extra={"file": str(path), **describe(self._config)})
+        self._warn_of_hashes(self._config)
         if "http2" in self._config.http_server_config.model_fields_set and self._config.http_server_config.http2:
             _log.info("http_server_config.http2 has no effect: HTTP/1.1 is served, HTTP/2 is not offered",
                       extra={"file": str(path)})  # fmt: skip
@@ -53,6 +55,7 @@ class WebConfigFile:
                         "restart; restart virtgauge"
                     )
                 _log.info("web configuration read again", extra={"file": str(self._path), **describe(self._config)})
+                self._warn_of_hashes(self._config)
             except WebConfigError as error:
                 self._config = error
                 _log.error("requests get 500 until the web configuration is corrected", extra={"cause": str(error)})
@@ -88,6 +91,10 @@ class WebConfigFile:
         with suppress(WebConfigError):
             self._allowed = self.config().tls_server_config.client_allowed_sans
         return self._allowed
+
+    def _warn_of_hashes(self, config: WebConfig) -> None:
+        if config.basic_auth_users:
+            warn_if_others_read(self._path, "the hashes of passwords, from which these can be guessed without a trace")
 
     def _tls_files(self) -> tuple[object, ...]:
         assert isinstance(self._config, WebConfig)

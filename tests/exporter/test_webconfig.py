@@ -181,6 +181,28 @@ def test_a_key_that_all_may_read_is_warned_of_through_a_link_too(folder, tmp_pat
             assert len(warned) == (mode == 0o644)
 
 
+def test_hashes_that_all_may_read_are_warned_of_when_the_file_changes_too(tmp_path, caplog):
+    def warned():
+        found = "can read the hashes of passwords, from which these can be guessed without a trace" in caplog.text
+        caplog.clear()
+        return found
+
+    path = tmp_path / "web.yml"
+    for mode in (0o600, 0o640, 0o644):
+        path.write_text(f"basic_auth_users: {{alice: {HASH}}}")
+        path.chmod(mode)
+        file = WebConfigFile(path)
+        assert warned() == (mode == 0o644)
+    path.write_text("rate_limit: {burst: 3}")
+    assert not file.config().basic_auth_users
+    assert not warned()
+    path.write_text(f"basic_auth_users: {{robert: {HASH}}}")
+    assert file.config().basic_auth_users
+    assert warned()
+    file.config()
+    assert not warned()  # once for each change
+
+
 @pytest.mark.parametrize(("section", "told"), [("http2: true", True), ("http2: false", False), ("headers: {}", False)])
 def test_http2_that_is_asked_for_by_name_is_told_to_have_no_effect(folder, caplog, section, told):
     caplog.set_level("INFO")
