@@ -24,11 +24,14 @@ from .agent import AGENT
 from .connection import Session
 from .domain_xml import element_tree
 from .fields import Constant
-from .periodic import RunningDomain, Scope
+from .periodic import RunningDomain, Scope, UnreadError
 from .snapshot import Record, Subject, Value
 
 Turn = Callable[[str], AbstractContextManager[bool]]
-"""By UUID: held while the domain's agent is asked; false where another use of it has the turn, and it is not asked."""
+"""By UUID: held while the domain's agent is asked; false where another use of it has the turn, and it is not asked.
+
+Raises NoTurnError where nobody knows whose turn it is.
+"""
 
 ANSWER_LIMIT_S = 5
 BACK_OFF_MOST_S = 900.0
@@ -65,6 +68,10 @@ def holds(error: libvirt.libvirtError) -> bool:
 def fell_mute(answer: Any, took_s: float) -> bool:
     """Whether the limit passed: libvirt 9.0 then gives an empty answer, not an error, by a clock of milliseconds."""
     return not answer and took_s > ANSWER_LIMIT_S - 0.5
+
+
+class NoTurnError(UnreadError):
+    """Why a `Turn` could not be had, nor be said to be another's."""
 
 
 class _MuteError(Exception):
@@ -161,6 +168,9 @@ class AgentSource:
                         agent.due_s = read_at_s  # it still is
                         return None
                     stats.update(self._answers(domain, agent))
+        except NoTurnError:
+            agent.due_s = read_at_s
+            raise
         except _MuteError:
             return self._silent(agent, subject, read_at_s)
         except _HoldsError:

@@ -68,6 +68,10 @@ class Scope:
         return tuple(domain for domain in self.running if domain.uuid not in self.hung)
 
 
+class UnreadError(Exception):
+    """A source could not ask for a part, and says why: no defect, and no call of libvirt's that failed."""
+
+
 class Source(Protocol):
     """A periodic reading; see the module's text."""
 
@@ -150,6 +154,8 @@ class Reading:
         except libvirt.libvirtError as error:
             if session.lost(error):
                 raise
+            self._store(part, None, read_at_s, str(error))
+        except UnreadError as error:
             self._store(part, None, read_at_s, str(error))
         except Exception as error:  # one source's bug must not cost the others
             log.exception("%s: reading %s failed", self.source.collector, part)

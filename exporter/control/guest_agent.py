@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import libvirt
 
-from collectors.agent_reading import ANSWER_LIMIT_S, SILENT, channel_connected, fell_mute, holds, refused
+from collectors.agent_reading import ANSWER_LIMIT_S, SILENT, NoTurnError, channel_connected, fell_mute, holds, refused
 from exporter.control.connection import Session
 from exporter.control.errors import BusyError, UnreachableError
 from exporter.control.folders import Folders
@@ -92,13 +92,15 @@ def answer_limit(handle: Any, folders: Folders, seconds: int, wait_s: float = _T
 def reading_turn(folders: Folders, uuid: str) -> Iterator[bool]:
     """A `Turn` for the metrics' reading of agents, which passes over one that an operation uses.
 
-    Also where no lock can be had (no inodes, no file descriptors): then nobody knows whose turn it is.
+    Raises NoTurnError where no lock can be had (no inodes, no file descriptors): nobody knows whose turn it is.
     """
     try:
         lock = Locks(folders).acquire(_turn_key(uuid), "the guest agent", passing=True)
-    except (BusyError, UnreachableError):
+    except BusyError:
         yield False
         return
+    except UnreachableError as error:
+        raise NoTurnError(f"the guest agent is not asked: {error.cause}") from error
     try:
         yield True
     finally:

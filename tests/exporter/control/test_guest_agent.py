@@ -11,6 +11,7 @@ import libvirt
 import pytest
 
 from collectors.agent_reading import AgentSource
+from collectors.periodic import Reading, Scope
 from exporter.control.errors import BusyError
 from exporter.control.folders import Folders
 from exporter.control.guest_agent import answer_limit, reading_turn
@@ -39,6 +40,11 @@ class SlowDomain(NamedDomain):
         self.is_asked.set()
         assert self.may_answer.wait(60)
         return super().guestInfo(kinds, flags)
+
+
+class OpenedSession(Session):
+    def open(self) -> None:
+        """It is."""
 
 
 def test_the_reading_passes_over_an_agent_that_an_operation_uses(tmp_path: Path) -> None:
@@ -94,12 +100,22 @@ def test_no_turn_is_taken_where_no_agent_is_there_to_be_asked(tmp_path: Path) ->
     session: Any = Session(domain)
     assert len(list(source.read(session, PART))) == 1
     assert not folders.state.exists()
-    # And none where no lock can be had.
+
+
+def test_an_agent_that_is_not_asked_for_want_of_a_lock_is_told_of(tmp_path: Path, caplog: Any) -> None:
+    """A file stands where the folder of the locks belongs; neither silence nor a traceback."""
+    folders, domain = Folders(tmp_path / "none"), NamedDomain(Clock())
     folders.state.touch()
-    domain.connected = True
-    source.invalidate_all()
-    assert list(source.read(session, PART)) == []
-    assert domain.asked == []
+    source, session = AgentSource(60.0, domain.clock, turn=partial(reading_turn, folders)), OpenedSession(domain)
+    reading = Reading(source, Scope(), [PART], frozenset())
+    reading.work(session)  # type: ignore[arg-type]
+    assert (domain.asked, reading.results, list(reading.failed)) == ([], {}, [PART])
+    assert reading.failed[PART].startswith("the guest agent is not asked: ")
+    assert not caplog.records
+    folders.state.unlink()
+    again = Reading(source, Scope(), [PART], frozenset())  # at once, though the period is not over
+    again.work(session)  # type: ignore[arg-type]
+    assert (again.failed, list(again.results)) == ({}, [PART])
 
 
 def test_a_turn_that_ends_while_left_open_acts_are_looked_for(tmp_path: Path) -> None:
