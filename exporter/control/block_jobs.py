@@ -10,10 +10,20 @@ from typing import Any
 import libvirt
 from pydantic import Field, JsonValue
 
-from exporter.control.block_chain import JobEnd, base_index, chain_of, disk_element, job_of, require_chain, watch_job
+from exporter.control.block_chain import (
+    Job,
+    JobEnd,
+    base_index,
+    chain_of,
+    disk_element,
+    job_of,
+    known_job,
+    require_chain,
+    watch_job,
+)
 from exporter.control.connection import Session
 from exporter.control.device_change import device_root
-from exporter.control.domain import DomainOperation, P, domain_state, find_domain, live_state
+from exporter.control.domain import DomainOperation, P, domain_state, existing_domain, find_domain, live_state
 from exporter.control.errors import ControlError, RefusedError, TimedOutError
 from exporter.control.folders import Folders
 from exporter.control.guest_fields import HostPath, Word
@@ -56,7 +66,7 @@ class _OnDisk(DomainOperation[P]):
     def state(self, call: Call, parameters: P) -> State:
         device = getattr(parameters, "device", "")
         shown: State = {"chain": [name for name in chain_of(call.subject.handle, device)]}
-        job = job_of(call.subject.handle, device)
+        job = known_job(call.subject.handle, device)
         return {**domain_state(call.subject.handle), **shown, **({"job": job} if job else {})}
 
     def check(self, call: Call, parameters: P) -> None:
@@ -65,14 +75,19 @@ class _OnDisk(DomainOperation[P]):
 
     def aftermath(self, session: Session, folders: Folders, begun: Mapping[str, JsonValue]) -> str:
         subject, asked = begun.get("subject"), begun.get("parameters")
-        try:
-            handle = session.connection.lookupByUUIDString(str(subject["uuid"]))  # type: ignore
-            device = str(asked["device"])  # type: ignore
-            job, chain = job_of(handle, device), " on ".join(chain_of(handle, device))
-        except (libvirt.libvirtError, KeyError, TypeError):
-            job, chain = {}, ""
+        if not isinstance(subject, dict) or not isinstance(asked, dict):
+            return ""
+        device = str(asked["device"])
+        handle = existing_domain(session, "", str(subject["uuid"]))
+        chain = " on ".join(chain_of(handle, device)) if handle is not None else ""
         if not chain:
             return "interrupted; the domain does not run any more, and its block job ended with it"
+        job = known_job(handle, device)
+        if job is None:
+            return (
+                f"interrupted; libvirt cannot tell now whether it goes on with {device}, which is {chain};"
+                " see what 'domain block-jobs' shows, and ask for it again to see it through"
+            )
         if not job:
             return f"interrupted; no job runs on {device}; it is {chain}"
         return (
@@ -128,7 +143,7 @@ class _RunsJob(_OnDisk[P]):
     def finish(self, call: Call, parameters: Any) -> None:
         """Once everything is copied."""
 
-    def ready(self, job: dict[str, JsonValue]) -> bool:
+    def ready(self, job: Job) -> bool:
         """Whether `finish` may be called while the job is still there."""
         return False
 
@@ -137,38 +152,47 @@ class _RunsJob(_OnDisk[P]):
         chain = require_chain(call.subject, device, parameters.base)
         goal = self.goal(chain, parameters.base)
         call.details["chain_before"] = list(chain)
+        job: Job | None = {}
 
         def over() -> bool:
-            job = job_of(handle, device)
-            if job:
+            nonlocal job
+            job = known_job(handle, device)
+            if job is None:
+                call.progress(Progress("waiting for libvirt to tell of the job"))
+            elif job:
                 call.progress(Progress(f"{job['type']} of {device}", float(str(job["percent"])) / 100))
-            return not job or self.ready(job)
+            return job is not None and (not job or self.ready(job))
 
         with watch_job(handle, device) as end:
             if not job_of(handle, device):
                 self.start(call, parameters, chain)
             if not call.deadline.within(parameters.within_s).wait_for(over, poll_s=0.2):
                 raise self._stopped(call, parameters)
-            if job_of(handle, device):
+            if job:
                 self.finish(call, parameters)
             elif not call.deadline.within(_SETTLES_S).wait_for(
                 lambda: chain_of(handle, device) in (goal, []) or end.word in ("failed", "canceled")
             ) or chain_of(handle, device) != goal:
                 raise self._ended_early(call, parameters, end)
-        call.deadline.wait_for(lambda: not job_of(handle, device))
+        call.deadline.wait_for(lambda: known_job(handle, device) == {})
 
     def _stopped(self, call: Call, parameters: Any) -> TimedOutError:
         """Ends a job that must not go on, and says why."""
-        try:
-            call.subject.handle.blockJobAbort(parameters.device, 0)
-        except libvirt.libvirtError:
-            if job_of(call.subject.handle, parameters.device):
-                raise
+        handle, device = call.subject.handle, parameters.device
         cancelled = call.deadline.cancelled.is_set()
         why = "cancelled by the caller" if cancelled else f"not done within {parameters.within_s:g} s"
+        try:
+            handle.blockJobAbort(device, 0)
+        except libvirt.libvirtError as error:
+            if known_job(handle, device) != {}:
+                return TimedOutError(
+                    f"{self.verb} of {device} is to be stopped ({why}), and libvirt does not do so: it may go on",
+                    next_step=f"stop it with 'domain block-abort --device {device}', or ask again to see it through",
+                    libvirt_code=error.get_error_code(), libvirt_message=error.get_error_message(),
+                    outcome_unknown=True,
+                )  # fmt: skip
         return TimedOutError(
-            f"{self.verb} of {parameters.device} was stopped before its end ({why}); the guest goes on with its disk as"
-            " it was",
+            f"{self.verb} of {device} was stopped before its end ({why}); the guest goes on with its disk as it was",
             next_step="ask again, with more time or bandwidth",
         )
 
@@ -255,7 +279,7 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
         handle.blockCommit(device, index, None, parameters.bandwidth_bytes_sec or 0, flags)
 
-    def ready(self, job: dict[str, JsonValue]) -> bool:
+    def ready(self, job: Job) -> bool:
         return job["ready"] is True
 
     def finish(self, call: Call, parameters: BlockCommitParameters) -> None:
@@ -265,15 +289,16 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
             try:
                 handle.blockJobAbort(device, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
             except libvirt.libvirtError as error:
-                # All is copied, and yet QEMU has not said "ready" to libvirt: said in a moment.
+                # All is copied, and yet QEMU has not said "ready" to libvirt: said in a moment. Or the guest is busy.
                 if error.get_error_code() not in (
-                    libvirt.VIR_ERR_BLOCK_COPY_ACTIVE, libvirt.VIR_ERR_OPERATION_INVALID
-                ) or not job_of(handle, device):  # fmt: skip
+                    libvirt.VIR_ERR_BLOCK_COPY_ACTIVE, libvirt.VIR_ERR_OPERATION_INVALID,
+                    libvirt.VIR_ERR_OPERATION_TIMEOUT,
+                ) or known_job(handle, device) == {}:  # fmt: skip
                     raise
                 return False
             return True
 
-        if not call.deadline.within(30).wait_for(pivoted):
+        if not call.deadline.within(60).wait_for(pivoted):
             raise TimedOutError("QEMU does not become ready to change over", next_step="ask again, or block-abort")
 
 
@@ -326,12 +351,14 @@ class BlockAbort(_OnDisk[DiskParameters]):
         try:
             call.subject.handle.blockJobAbort(parameters.device, 0)
         except libvirt.libvirtError:  # it ended by itself meanwhile
-            if job_of(call.subject.handle, parameters.device):
+            if known_job(call.subject.handle, parameters.device) != {}:
                 raise
 
     def verify(self, call: Call, parameters: DiskParameters) -> None:
-        if not call.deadline.within(20).wait_for(lambda: not job_of(call.subject.handle, parameters.device)):
-            raise TimedOutError(f"the job on {parameters.device} still runs", next_step="ask again")
+        handle, device = call.subject.handle, parameters.device
+        if not call.deadline.within(20).wait_for(lambda: known_job(handle, device) == {}):
+            told = "still runs" if known_job(handle, device) else "may still run: libvirt cannot tell now"
+            raise TimedOutError(f"the job on {device} {told}", next_step="ask again")
 
 
 OPERATIONS: tuple[Operation[Any], ...] = (ListBlockJobs(), BlockCommit(), BlockPull(), BlockAbort())

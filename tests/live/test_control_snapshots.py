@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
@@ -225,6 +226,34 @@ def test_a_snapshot_inside_an_overlay_keeps_what_it_needs(
     with pytest.raises(RefusedError, match=r"made by snapshot past, is no longer on another image.*--metadata-only"):
         operator("snapshot.delete", GUEST, name="past")
     assert operator("snapshot.delete", GUEST, name="past", metadata_only=True).after["snapshots"] == []
+
+
+def test_a_job_that_libvirt_cannot_tell_of_goes_on(
+    operator: Operator, hypervisor: PrivateHypervisor, writer: SectorGuest
+) -> None:
+    """QEMU is held by somebody's monitor command: libvirt gives every question up after 30 s, and the job goes on."""
+    operator("snapshot.create", GUEST, name="one")
+    overwritten(writer)
+    pipe = hypervisor.folder / "images" / "held"
+    os.mkfifo(pipe)
+    # QEMU opens the pipe, and waits for its reader.
+    held = json.dumps({"execute": "memsave", "arguments": {"val": 0, "size": 1, "filename": str(pipe)}})
+    phases: list[str] = []
+    request = Request(Actor("t", "test"), confirmed=GUEST, progress=lambda step: phases.append(step.phase))
+    asked = {"device": "hda", "bandwidth_bytes_sec": SLOW}
+    with ThreadPoolExecutor(2) as other:
+        job = other.submit(operator.run, "domain.block-commit", GUEST, asked, request)
+        eventually(lambda: phases, "the job")
+        holding = other.submit(hypervisor.virsh, "qemu-monitor-command", GUEST, held, timeout_s=150)
+        eventually(lambda: "waiting for libvirt to tell of the job" in phases, "a question that was given up", 120)
+        assert not job.done()
+        pipe.read_bytes()
+        holding.result(60)
+        hypervisor.virsh("blockjob", GUEST, "hda", "--bandwidth", "0")
+        done = job.result(120)
+    pipe.unlink()
+    assert done.after["chain"] == done.details["chain_before"][-1:]
+    verified(operator, writer, str(done.after["chain"][0]))
 
 
 def without_backing(hypervisor: PrivateHypervisor) -> None:

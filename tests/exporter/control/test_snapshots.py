@@ -15,7 +15,8 @@ from exporter.control import block_chain, block_jobs
 from exporter.control.block_chain import JobEnd
 from exporter.control.block_jobs import BlockCommit, BlockPull
 from exporter.control.domain import find_domain
-from exporter.control.errors import ControlError, NotFoundError, RefusedError
+from exporter.control.errors import BusyError, ControlError, NotFoundError, RefusedError, TimedOutError
+from exporter.control.executor import Actor, Request
 from exporter.control.operation import Call, Deadline
 from exporter.control.snapshots import checkpoint_xml, snapshot_xml
 from tests.live.operating import Operator
@@ -207,3 +208,75 @@ def test_a_job_that_the_guests_own_end_cancels_was_stopped_by_nobody(stacked, wo
     end.on_event(None, None, "vda", libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL, word, None)
     told = BlockPull()._ended_early(call, BlockPull.parameters(device="vda"), end)
     assert "ended with the guest, which is shutoff" in str(told)
+
+
+def refusal(code):
+    error = libvirt.libvirtError("cannot acquire state change lock")
+    error.err = (code, libvirt.VIR_FROM_NONE, str(error), 2, None, None, None, -1, -1)
+    return error
+
+
+BUSY = refusal(libvirt.VIR_ERR_OPERATION_TIMEOUT)
+PULLING = {"type": libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL, "cur": 1, "end": 2, "bandwidth": 0}
+
+
+@pytest.fixture
+def answering(stacked, monkeypatch):
+    """Makes a guest whose questions for its job are answered one by one, the last one for ever, and which has been
+    pulled up once its job is over."""
+
+    def make(*answers):
+        control = stacked(*SOURCES["/images/top"], snapshot("file", "external", "<source file='/o'/>"))
+        left = [*answers]
+        begun = []
+
+        def answer(_domain, _device, _flags):
+            found = left.pop(0) if len(left) > 1 else left[0]
+            if isinstance(found, libvirt.libvirtError):
+                raise found
+            return found
+
+        def chain(_handle, _device):
+            return ["/images/top"] if begun and left == [{}] else ["/images/top", "/images/base"]
+
+        monkeypatch.setattr(libvirt.virDomain, "blockJobInfo", answer)
+        monkeypatch.setattr(libvirt.virDomain, "blockPull", lambda *asked: begun.append(asked))
+        for module in (block_chain, block_jobs):
+            monkeypatch.setattr(module, "chain_of", chain)
+        return control
+
+    return make
+
+
+def test_a_guest_too_busy_to_tell_of_its_job_is_asked_again(answering):
+    control = answering({}, {}, {}, {}, PULLING, BUSY, BUSY, PULLING, BUSY, {})
+    phases = []
+    request = Request(Actor("t", "test"), progress=lambda step: phases.append(step.phase))
+    done = control.run("domain.block-pull", "web1", {"device": "vda"}, request)
+    assert (done.changed, done.after["chain"]) == (True, ["/images/top"])
+    waiting = "waiting for libvirt to tell of the job"
+    assert phases == ["pull of vda", waiting, waiting, "pull of vda", waiting]
+
+
+def test_a_job_that_may_run_is_not_begun_or_called_ended(answering, monkeypatch):
+    control = answering(BUSY)
+    for operation in ("domain.block-pull", "domain.block-abort"):
+        with pytest.raises(BusyError, match="cannot acquire state change lock"):
+            control(operation, "web1", device="vda")
+    with pytest.raises(BusyError):
+        control("domain.block-jobs", "web1")
+    begun = {"subject": {"uuid": "6695eb01-f6a4-8304-79aa-97f2502e193f"}, "parameters": {"device": "vda"}}
+    told = BlockPull().aftermath(control.executor.session, control.folders, begun)
+    assert told.startswith("interrupted; libvirt cannot tell now whether it goes on with vda")
+
+
+def test_a_job_that_cannot_be_stopped_in_time_may_go_on(answering, monkeypatch):
+    def refused(*_asked):
+        raise BUSY
+
+    monkeypatch.setattr(libvirt.virDomain, "blockJobAbort", refused)
+    control = answering({}, {}, {}, {}, PULLING, BUSY)
+    with pytest.raises(TimedOutError, match=r"is to be stopped \(not done within 0.5 s\).*it may go on") as caught:
+        control("domain.block-pull", "web1", device="vda", within_s=0.5)
+    assert caught.value.outcome_unknown
+    assert caught.value.libvirt_code == libvirt.VIR_ERR_OPERATION_TIMEOUT
