@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .lanes import Call, LanePool
-from .periodic import LISTING, Part, Reading, Scope, Source
+from .periodic import LISTING, Part, Reading, Scope, Source, in_words
 from .snapshot import Record
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ class Background:
         state.kept.update(reading.results)
         for part, why in reading.failed.items():
             state.kept.pop(part, None)
-            self._failed(state, why)
+            self._failed(state, f"{in_words(part)}: {why}")
 
     def _leave_late(self) -> None:
         now_s = self._clock()
@@ -216,7 +216,7 @@ class Background:
                     self._failed(state, "listing: no answer in time")
                 else:
                     state.kept.pop(reading.part, None)
-                    self._failed(state, f"{reading.part}: no answer in time")
+                    self._failed(state, f"{in_words(reading.part)}: no answer in time")
                 if rest and self._scope is not None:
                     state.waiting.append(Reading(state.source, self._scope, rest, reading.skip))
 

@@ -105,6 +105,17 @@ KVM_ALL = Collector(name="kvm.all", help="All of KVM's counters that the kvm col
                     declarations=_rest(), default=False)
 
 
+def named(stats: Mapping[str, Value]) -> dict[str, Value]:
+    """The keys that ``KVM`` declares; of a guest without KVM, of which libvirt says that nothing polled, none."""
+    found = {key: value for key, value in stats.items() if _pattern(key) in _KNOWN}
+    return found if any(value or not key.startswith("cpu.") for key, value in found.items()) else {}
+
+
+def _pattern(key: str) -> str:
+    parts = key.split(".")
+    return ".".join((parts[0], "", *parts[2:])) if parts[0] == "vcpu" and len(parts) == 4 else key
+
+
 def unnamed(stats: Mapping[str, Value]) -> dict[str, Value]:
     """KVM's counters that ``KVM`` does not declare, under the keys that ``KVM_ALL`` reads, in the order of names."""
     found: dict[str, Value] = {}
@@ -112,8 +123,7 @@ def unnamed(stats: Mapping[str, Value]) -> dict[str, Value]:
     for key in sorted(stats):
         parts = key.split(".")
         vcpu = parts[1] + "." if parts[0] == "vcpu" and len(parts) == 4 else ""
-        known = f"vcpu..{'.'.join(parts[2:])}" if vcpu else key
-        if parts[-1] not in _WORDS or known in _KNOWN or not (vcpu or (parts[0] == "vm" and len(parts) == 3)):
+        if parts[-1] not in _WORDS or _pattern(key) in _KNOWN or not (vcpu or (parts[0] == "vm" and len(parts) == 3)):
             continue
         stem = f"vcpu.{vcpu}kvm" if vcpu else "kvm"
         number = numbers[stem] = numbers.get(stem, -1) + 1

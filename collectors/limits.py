@@ -1,6 +1,7 @@
 """What a domain may use at most, from its live XML: beside what it does use, so that throttling shows.
 
-The TUNABLE event has the XML read again, so these cost no call at a sample.  The disks' limits are the inventory's.
+The TUNABLE event, which is of <cputune> and <iotune> alone, has the XML read again, so these cost no call at a sample;
+the others are as old as the inventory's XML may be.  The disks' limits are the inventory's.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def _declarations() -> tuple[Declaration, ...]:
     return tuple(found)
 
 
-LIMITS = Collector(name="limits", help="What a domain may use at most: CPU, memory, network, pCPUs of its vCPUs.",
+LIMITS = Collector(name="limits", help="What a domain may use at most: CPU, memory, network, pCPUs of its "
+                   "vCPUs. Of a new limit of memory or network libvirt tells by no event: it shows within ten minutes.",
                    declarations=_declarations())
 
 

@@ -51,6 +51,9 @@ class RunningDomain:
     id: int
     name: str
 
+    def __str__(self) -> str:
+        return f"domain {self.name:.200}"
+
 
 @dataclass(frozen=True, slots=True)
 class Scope:
@@ -91,6 +94,11 @@ class Keeping(Protocol):
 
     def invalidate(self, uuid: str) -> None: ...
     def invalidate_all(self) -> None: ...
+
+
+def in_words(part: Part) -> str:
+    """A part as the log names it."""
+    return " ".join(filter(None, map(str, part))) if isinstance(part, tuple) else str(part)
 
 
 def share(uuid: str) -> float:
@@ -158,7 +166,7 @@ class Reading:
         except UnreadError as error:
             self._store(part, None, read_at_s, str(error))
         except Exception as error:  # one source's bug must not cost the others
-            log.exception("%s: reading %s failed", self.source.collector, part)
+            log.exception("%s: reading %s failed", self.source.collector, in_words(part))
             self._store(part, None, read_at_s, str(error))
         else:
             self._store(part, records, read_at_s, "")

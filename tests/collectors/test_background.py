@@ -11,7 +11,7 @@ import pytest
 from collectors.background import Background
 from collectors.connection import Opener, Session
 from collectors.lanes import LanePool, Slots
-from collectors.periodic import Part, RunningDomain, Scope
+from collectors.periodic import Part, RunningDomain, Scope, in_words
 from collectors.snapshot import Record, Subject
 
 SCOPE = Scope((RunningDomain("u1", 1, "one"), RunningDomain("u2", 2, "two")), frozenset({"u2"}))
@@ -115,6 +115,19 @@ def test_a_part_that_fails_or_is_no_longer_listed_goes(running: Running, pools: 
     wait_for(lambda: running.names() == ["a", "b"], "c gone")
     pools.names = ["b", "c"]
     wait_for(lambda: running.names() == ["b"], "a gone")
+
+
+def test_the_log_names_the_part_that_failed(running: Running, pools: Pools, caplog: pytest.LogCaptureFixture) -> None:
+    pools.broken = {"c"}
+    running.background.saw(SCOPE)
+    wait_for(lambda: "pools: c: " in caplog.text, "c named")
+
+
+@pytest.mark.parametrize(("part", "words"), [
+    (RunningDomain("4999cf16", 5, "web"), "domain web"), (("network", "default"), "network default"),
+    (("networks", ""), "networks"), ("a pool", "a pool")])
+def test_parts_in_words(part: Part, words: str) -> None:
+    assert in_words(part) == words
 
 
 def test_nothing_stands_while_libvirt_does_not_answer(running: Running, pools: Pools) -> None:

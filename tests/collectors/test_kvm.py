@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collectors.kvm import KVM, KVM_ALL, unnamed
+from collectors.kvm import KVM, KVM_ALL, named, unnamed
 from collectors.snapshot import Value
 from tests.samples import builder, captured, record, series, snapshot
 
@@ -27,3 +27,18 @@ def test_unknown_counters_of_a_newer_kernel_come_under_their_own_names() -> None
                      "vcpu.current": 1, "vm.remote_tlb_flush.sum": 1})
     assert found == {"vcpu.12.kvm.0.name": "odd", "vcpu.12.kvm.0.cur": True, "kvm.0.name": "brand_new",
                      "kvm.0.max": 4, "kvm.1.name": "brand_new", "kvm.1.sum": 3}
+
+
+def test_a_guest_without_kvm_has_no_halt_polling_rather_than_zeros() -> None:
+    polled: dict[str, Value] = {"cpu.haltpoll.success.time": 0, "cpu.haltpoll.fail.time": 0}
+    others: dict[str, Value] = {"cpu.time": 5, "vcpu.current": 1, "vcpu.0.time": 5, "vcpu.0.halted": True}
+    assert named(polled | others) == {}
+    assert named(polled | others | {"cpu.haltpoll.fail.time": 3}) == polled | {"cpu.haltpoll.fail.time": 3}
+    with_kvm: dict[str, Value] = polled | {"vcpu.12.exits.sum": 0, "vm.pages_4k.cur": 7}
+    assert named(with_kvm | others | {"vcpu.12.pf_fast.sum": 1}) == with_kvm
+
+
+def test_what_a_real_guest_counts_is_all_there() -> None:
+    stats = kvm_stats()
+    assert len(named(stats)) + len(unnamed(stats)) / 2 == sum(
+        key.startswith(("vm.", "cpu.haltpoll.")) or (key.startswith("vcpu.") and key.count(".") == 3) for key in stats)

@@ -244,7 +244,7 @@ def test_a_guest_with_none_of_the_optional_parts_yields_no_series_for_them(scrap
     assert {"libvirt_domain_info", "libvirt_domain_state", "libvirt_domain_vcpu_time_seconds_total",
             "libvirt_domain_info_memory_usage_bytes", "libvirt_domain_autostart"} <= own
     optional = ("block", "interface", "limit", "affinity", "job", "snapshot", "checkpoint", "iothread", "bandwidth",
-                "cache_occupancy", "perf_", "vcpu_kvm", "kvm_pages", "kvm_stat", "agent")
+                "cache_occupancy", "perf_", "_kvm_", "agent")
     assert [name for name in own if any(word in name for word in optional)] == []
     # Without a balloon its size is all of the guest's memory, libvirt says.
     assert {name for name in own if "memory_stats" in name} <= {
