@@ -33,7 +33,13 @@ class DomainRecords:
         self._kernel = kernel
         self._cadence = Cadence(groups, kernel, inventory.details)
         self._images: dict[Key, tuple[Value | None, ...]] = {}
+        self._failures: dict[Key, int] = {}  # in a row, of reading the kernel's files
         self._vcpus: dict[Key, tuple[int, int]] = {}  # a number that the XML lacks, and how often it was read again
+
+    @property
+    def failing(self) -> bool:
+        """Whether the files of a domain that runs cannot be read; a process that has just ended is no failure."""
+        return any(count > 1 for count in self._failures.values())
 
     def stale(self, running: Iterable[Key], stopped: Iterable[Key] = ()) -> bool:
         """Whether ``find`` has something to do."""
@@ -58,6 +64,7 @@ class DomainRecords:
         self._cadence.forget(keys)
         kept = set(keys)
         self._images = {key: images for key, images in self._images.items() if key in kept}
+        self._failures = {key: count for key, count in self._failures.items() if key in kept}
         self._vcpus = {key: vcpus for key, vcpus in self._vcpus.items() if key in kept}
         if self._kernel is not None:
             self._kernel.forget(keys)
@@ -118,11 +125,20 @@ class DomainRecords:
         read_at_s = time.monotonic()
         try:
             stats = self._kernel.stats(key, self._inventory.details(*key), interfaces)
-        except KernelSourceError as error:  # the process ended under us: the next roster will not list it
-            log.debug("%s", error)
+        except KernelSourceError as error:  # mostly the process ended under us: the next roster will not list it
+            self._failed(key, subject.name, error)
             return
+        count = self._failures.pop(key, 0)
+        if count > 1:
+            log.info("domain %.200s: its process can be read again after %d failures", subject.name, count)
         self._follow_vcpus(key, stats)
         yield Record(subject, "kernel", stats, read_at_s)
+
+    def _failed(self, key: Key, name: str, error: KernelSourceError) -> None:
+        count = self._failures[key] = self._failures.get(key, 0) + 1
+        if count in (2, 10, 100) or count % 1000 == 0:
+            log.warning("domain %.200s: %s (failure %d); its CPU, vCPU and interface series are absent, and its RSS",
+                        name, error, count)
 
 
 @functools.lru_cache(_MOST_DISKS)

@@ -121,12 +121,19 @@ class Inventory:
         self._all_mark = 0
         self._marks: dict[str, int] = {}
         self._repeats: dict[str, int] = {}
+        self._unread: set[str] = set()  # of these the domains of which nothing could be read, not only their metadata
 
     @property
     def failures(self) -> int:
         """Domains whose XML could not be read in full the last time, of those wanted last."""
         with self._lock:
             return len(self._repeats)
+
+    @property
+    def unread(self) -> int:
+        """Of the failures the domains of which the XML gave nothing."""
+        with self._lock:
+            return len(self._unread)
 
     def stale(self, wanted: Iterable[Key]) -> bool:
         """Whether a refresh would have something to read or to forget."""
@@ -188,6 +195,7 @@ class Inventory:
             kept = {uuid for uuid, _ in keys | self._reading}
             self._marks = {uuid: mark for uuid, mark in self._marks.items() if uuid in kept}
             self._repeats = {uuid: count for uuid, count in self._repeats.items() if uuid in kept}
+            self._unread &= kept
             claimed = [key for key in sorted(keys) if key not in self._reading and not self._good(key)]
             self._reading.update(claimed)
             return claimed, self._epoch
@@ -232,11 +240,13 @@ class Inventory:
     def _failed(self, uuid: str, name: str, why: str, lost: str) -> None:
         with self._lock:
             count = self._repeats[uuid] = self._repeats.get(uuid, 0) + 1
+            (self._unread.add if lost == _ALL else self._unread.discard)(uuid)
         if count in (1, 10, 100) or count % 1000 == 0:
             log.warning("domain %.200s: %s (failure %d); %s", name, why, count, lost)
 
     def _mended(self, uuid: str, name: str) -> None:
         with self._lock:
             count = self._repeats.pop(uuid, 0)
+            self._unread.discard(uuid)
         if count:
             log.info("domain %.200s: its inventory is whole after %d failures", name, count)

@@ -11,17 +11,22 @@ from typing import Protocol
 from .asking import SLICE_S, Answers, Asking, Deadline
 from .background import Background
 from .bulk import SAFE_GROUPS, Roster, read_roster
+from .configuration import CONFIGURATION
 from .domain import STATES
 from .domain_records import DomainRecords
 from .fields import Collector, Constant
-from .inventory import Inventory
+from .inventory import INVENTORY, Inventory
+from .kernel import KERNEL_GROUPS
 from .lanes import Call, LanePool, Work
+from .limits import LIMITS
 from .periodic import RunningDomain, Scope
 from .snapshot import Record, Snapshot, Subject, Value
 
 log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
+_OF_PROCESSES = KERNEL_GROUPS | {"balloon"}
+"""Groups of which some is read from the processes' files."""
 INVENTORY_WAIT_S = 0.5
 """How long a sample waits for domain XML that is to be read again; what comes later is on the next one."""
 
@@ -166,8 +171,12 @@ class Sampler:
     def _succeeded(self, collector: Collector, round_: _Round, complete: bool) -> bool:
         if round_.roster is None:
             return False
-        if collector.name == "inventory":
+        if collector is INVENTORY:
             return self._inventory_read and not self._inventory.failures
+        if collector in (LIMITS, CONFIGURATION):
+            return self._inventory_read and not self._inventory.unread
+        if self._records.failing and not _OF_PROCESSES.isdisjoint(collector.groups):
+            return False
         return complete or (set(collector.groups) <= SAFE_GROUPS and not round_.answers.failed)
 
     def _domain_records(self, round_: _Round) -> Iterable[Record]:

@@ -20,7 +20,9 @@ from collectors.background import Background
 from collectors.bulk import SAFE_MASK
 from collectors.connection import Opener
 from collectors.domain_records import DomainRecords
+from collectors.fields import Collector
 from collectors.inventory import Inventory
+from collectors.kernel import KernelSource
 from collectors.lanes import LanePool, Slots
 from collectors.sampler import Sampler
 
@@ -189,12 +191,13 @@ class ScriptedOpener(Opener):
         return self._scripted
 
 
-def sampler_of(scripted: ScriptedLibvirt, chunk: int = 12, lanes: int = 3) -> Sampler:
+def sampler_of(scripted: ScriptedLibvirt, chunk: int = 12, lanes: int = 3, collectors: tuple[Collector, ...] = CORE,
+               kernel: KernelSource | None = None) -> Sampler:
     """A Sampler of the core collectors without the kernel source; processes of this host are no evidence."""
     opener, slots = ScriptedOpener(scripted), Slots()
     inventory = Inventory()
-    groups = {"state", *(group for collector in CORE for group in collector.groups)}
-    return Sampler(LanePool(opener, lanes, slots), inventory, CORE, DomainRecords(groups, inventory, None),
+    groups = {"state", *(group for collector in collectors for group in collector.groups)}
+    return Sampler(LanePool(opener, lanes, slots), inventory, collectors, DomainRecords(groups, inventory, kernel),
                    Background(LanePool(opener, 2, slots), ()), chunk)
 
 

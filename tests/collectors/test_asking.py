@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 
+from collectors.configuration import CONFIGURATION
+from collectors.domain_xml import Definition
+from collectors.kernel import KernelSource, KernelSourceError
+from collectors.limits import LIMITS
 from collectors.rates import rates
 from collectors.sampler import Sampler
-from collectors.snapshot import Snapshot
+from collectors.snapshot import Snapshot, Value
 from tests.collectors.scripted import CORE, ScriptedLibvirt, sampler_of
 from tests.samples import builder, series
 
@@ -167,6 +171,59 @@ def test_an_xml_that_does_not_parse_costs_its_info_series_only(scripted: Scripte
     assert 'domain="fine"' in infos[0]
     assert shown['libvirt_scrape_collector_success{collector="inventory"}'] == 0
     assert shown['libvirt_scrape_collector_success{collector="block"}'] == 1
+
+
+def successes(snapshot: Snapshot) -> dict[str, bool]:
+    return dict(snapshot.success)
+
+
+@pytest.mark.parametrize(("xml", "read"), [("<domain><name>odd</na", False), (
+    "<domain type='qemu' id='1'><name>odd</name><uuid>u</uuid><metadata><a xmlns='urn:a'>&odd;</a></metadata><devices/>"
+    "</domain>", True)])
+def test_what_else_the_xml_gives_says_so_where_it_does_not_parse(scripted: ScriptedLibvirt, xml: str,
+                                                                 read: bool) -> None:
+    scripted.start("odd", xml=xml)
+    sampler = sampler_of(scripted, collectors=(*CORE, LIMITS, CONFIGURATION))
+    sample(sampler)
+    told = successes(sample(sampler))
+    assert (told["inventory"], told["limits"], told["configuration"], told["block"]) == (False, read, read, True)
+
+
+class UnreadableProcesses(KernelSource):
+    """Processes that were found, whose files then cannot be read."""
+
+    broken = True
+
+    def find(self, wanted: Iterable[tuple[str, int]]) -> None:
+        """They are there."""
+
+    def decided(self, key: tuple[str, int]) -> bool:
+        return True
+
+    def serves(self, key: tuple[str, int]) -> bool:
+        return True
+
+    def stats(self, key: tuple[str, int], definition: Definition | None, interfaces: bool = True) -> dict[str, Value]:
+        if self.broken:
+            raise KernelSourceError("process 7: Too many open files")
+        return {"cpu.time": 5}
+
+
+def test_processes_that_cannot_be_read_are_told_of(scripted: ScriptedLibvirt, caplog: pytest.LogCaptureFixture) -> None:
+    scripted.start("web")
+    kernel = UnreadableProcesses()
+    sampler = sampler_of(scripted, kernel=kernel)
+    assert all(successes(sample(sampler)).values())  # it may have ended in between
+    for _ in range(2):
+        told = successes(sample(sampler))
+        assert {name for name, success in told.items() if not success} == {"domain", "vcpu", "memory", "interface"}
+    assert caplog.text.count("Too many open files") == 1
+    kernel.broken = False
+    assert all(successes(sample(sampler)).values())
+    kernel.broken = True
+    assert all(successes(sample(sampler)).values())
+    scripted.end("web")
+    assert all(successes(sample(sampler)).values())
 
 
 def test_twenty_starts_and_stops_a_second_during_200_samples(scripted: ScriptedLibvirt) -> None:
