@@ -28,6 +28,9 @@ KERNEL_GROUPS = frozenset({"cpu-total", "vcpu", "interface"})
 """Groups of the bulk call that this source stands in for."""
 
 Key = tuple[str, int]
+_LIST_S = 60.0
+"""Time after which a process's threads are listed again, though there are as many: a worker may have ended as a vCPU
+was plugged in, and a thread has its name a little after it is there."""
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 _VCPU_THREAD = re.compile(r"CPU (\d+)/(?:KVM|TCG)\n?")
@@ -61,6 +64,7 @@ class _Process:
     start_s: float
     network: tuple[int, int]
     threads: int = 0
+    listed_s: float = float("-inf")
     vcpus: list[_Vcpu] = field(default_factory=list)
     keys: tuple[str, ...] = ()
 
@@ -130,7 +134,7 @@ class KernelSource:
         if process is None:
             raise KernelSourceError(f"no process is known of domain {key[0]}")
         try:
-            stats = self._read(process)
+            stats = self._read(process, definition.vcpus_current if definition is not None else None)
             if definition is not None:
                 stats.update(definition_stats(definition))
                 self._add_interfaces(stats, process, definition.interfaces if interfaces else ())
@@ -178,6 +182,7 @@ class KernelSource:
         with contextlib.ExitStack() as opened:
             process.vcpus = self._vcpus_now(process, opened)
             opened.pop_all()
+        process.listed_s = self._clock()
         process.keys = tuple(
             f"vcpu.{vcpu.number}.{word}" for vcpu in process.vcpus for word in _VCPU_WORDS)
 
@@ -210,26 +215,27 @@ class KernelSource:
             self._boot_s = float(re.search(r"^btime (\d+)", text, re.M)[1])  # type: ignore[index]
         return self._boot_s
 
-    def _read(self, process: _Process) -> dict[str, Value]:
+    def _read(self, process: _Process, vcpus: int | None) -> dict[str, Value]:
+        """``vcpus`` is their number by the XML, None where that does not tell."""
         fields = _fields(process.stat)
         threads = int(fields[_THREADS])
         if not threads or fields[0] in _ENDED:  # its CPU times read as 0 then, which would look like a reset
             raise ValueError("it has ended")
-        if threads != process.threads:  # workers come and go, too: looking is cheap
+        if (threads != process.threads or vcpus not in (None, len(process.vcpus))  # looking is cheap
+                or self._clock() - process.listed_s >= _LIST_S):
             self._find_vcpus(process)
             process.threads = threads
+        try:
+            values = _vcpu_values(process)
+        except ProcessLookupError:  # one was unplugged
+            self._find_vcpus(process)
+            values = _vcpu_values(process)
         user_ns, system_ns = int(fields[_UTIME]) * _TICK_NS, int(fields[_STIME]) * _TICK_NS
         stats: dict[str, Value] = {
             "cpu.time": user_ns + system_ns, "cpu.user": user_ns, "cpu.system": system_ns,
             "vcpu.current": len(process.vcpus), "process.start-time": process.start_s,
             "process.minor-faults": int(fields[_MINOR_FAULTS]), "process.major-faults": int(fields[_MAJOR_FAULTS]),
             "balloon.rss": int(fields[_RSS]) * _PAGE_KIB}
-        values: list[int] = []
-        for vcpu in process.vcpus:
-            run_ns, delay_ns, timeslices = os.pread(vcpu.schedstat, 128, 0).split()
-            thread = _fields(vcpu.stat)
-            values += (int(run_ns), int(delay_ns), int(timeslices), int(thread[_PROCESSOR]),
-                       int(thread[_GUEST]) * _TICK_NS)
         stats.update(zip(process.keys, values, strict=True))
         return stats
 
@@ -254,6 +260,16 @@ class KernelSource:
         devices = _devices((self._proc / str(process.pid) / "net/dev").read_text())
         self._networks[process.network] = (now_s, devices)
         return devices
+
+
+def _vcpu_values(process: _Process) -> list[int]:
+    """The values of its keys.  Raises ProcessLookupError where a vCPU's thread has ended."""
+    values: list[int] = []
+    for vcpu in process.vcpus:
+        run_ns, delay_ns, timeslices = os.pread(vcpu.schedstat, 128, 0).split()
+        thread = _fields(vcpu.stat)
+        values += (int(run_ns), int(delay_ns), int(timeslices), int(thread[_PROCESSOR]), int(thread[_GUEST]) * _TICK_NS)
+    return values
 
 
 def _devices(text: str) -> dict[str, tuple[int, ...]]:

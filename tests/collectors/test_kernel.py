@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,31 @@ import pytest
 from collectors.domain_xml import Definition, parse
 from collectors.kernel import KernelSource, KernelSourceError, _devices
 
-# Threads that spin or sleep under QEMU's names; a line on stdin adds one, as a vCPU hot-plug does.
+# Threads that spin or sleep under QEMU's names, and a worker.  A line on stdin adds one of a number, as a hot-plug;
+# "-3" ends the worker before, "+2" ends number 2 and begins another worker.
 CHILD = """
 import ctypes, sys, threading, time
 libc = ctypes.CDLL(None)
 def vcpu(number, spin):
     libc.prctl(15, b"CPU %d/TCG" % number, 0, 0, 0)
     while spin and time.thread_time() < 0.2: pass
-    threading.Event().wait()
+    ends[number].wait()
+def begin(work, *arguments):
+    threading.Thread(target=work, args=arguments, daemon=True).start()
+worker, ends = threading.Event(), {number: threading.Event() for number in range(9)}
+begin(worker.wait)
 for number in (0, 2):
-    threading.Thread(target=vcpu, args=(number, number == 2), daemon=True).start()
+    begin(vcpu, number, number == 2)
 print("ready", flush=True)
 for line in sys.stdin:
-    threading.Thread(target=vcpu, args=(int(line), False), daemon=True).start()
+    number = abs(int(line))
+    if line[0] == "+":
+        begin(threading.Event().wait)
+        ends[number].set()
+        continue
+    if line[0] == "-":
+        worker.set()
+    begin(vcpu, number, False)
     print("added", flush=True)
 """
 
@@ -107,6 +120,51 @@ def test_hot_plugged_vcpu_is_found(start: Start) -> None:
     stats = source.stats((identity, 1), None)
     assert stats["vcpu.current"] == 3
     assert "vcpu.3.time" in stats
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.mark.parametrize("told", ["by the XML", "by time"])
+def test_a_vcpu_that_is_plugged_in_as_a_worker_ends_is_found(start: Start, told: str) -> None:
+    identity, clock = str(uuid.uuid4()), Clock()
+    child = start(identity)
+    source = KernelSource(clock=clock)
+    source.find([(identity, 1)])
+    assert source.stats((identity, 1), None)["vcpu.current"] == 2
+    threads = len(os.listdir(f"/proc/{child.pid}/task"))
+    assert child.stdin is not None
+    child.stdin.write("-3\n")
+    child.stdin.flush()
+    wait_for(lambda: vcpu_threads(child.pid) == 3 and len(os.listdir(f"/proc/{child.pid}/task")) == threads)
+    assert source.stats((identity, 1), definition(identity))["vcpu.current"] == 2
+    if told == "by time":
+        clock.now_s += 61
+        assert source.stats((identity, 1), None)["vcpu.current"] == 3
+    else:
+        plugged = replace(definition(identity), vcpus_current=3)
+        assert source.stats((identity, 1), plugged)["vcpu.current"] == 3
+
+
+def test_a_vcpu_that_is_unplugged_as_a_worker_begins_costs_its_own_series(start: Start) -> None:
+    identity = str(uuid.uuid4())
+    child = start(identity)
+    source = KernelSource()
+    source.find([(identity, 1)])
+    threads = len(os.listdir(f"/proc/{child.pid}/task"))
+    assert source.stats((identity, 1), None)["vcpu.current"] == 2
+    assert child.stdin is not None
+    child.stdin.write("+2\n")
+    child.stdin.flush()
+    wait_for(lambda: vcpu_threads(child.pid) == 1 and len(os.listdir(f"/proc/{child.pid}/task")) == threads)
+    stats = source.stats((identity, 1), None)
+    assert stats["vcpu.current"] == 1
+    assert {"vcpu.0.time", "cpu.time"} <= stats.keys()
+    assert "vcpu.2.time" not in stats
 
 
 def test_process_that_ended_is_an_error_and_never_switches(start: Start) -> None:
