@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import libvirt
 
 from collectors.agent_reading import SILENT, holds
-from exporter.control.errors import ControlError, RefusedError, from_libvirt
+from exporter.control.errors import ControlError, RefusedError
 from exporter.control.guest_agent import agent_state, agent_state_now, answer_limit
 from exporter.control.operation import Call, Progress, Subject
 
@@ -18,14 +18,17 @@ FREEZE_LIMIT_S = 60
 
 
 @contextmanager
-def quiesced(call: Call) -> Iterator[None]:
-    """While libvirt takes a snapshot that the agent takes part in. Raises ControlError for what libvirt raised."""
+def quiesced(call: Call, told: Callable[[libvirt.libvirtError, str], ControlError]) -> Iterator[None]:
+    """While libvirt takes a snapshot that the agent takes part in. Raises ControlError for what libvirt raised.
+
+    `told` makes it, handed also what is to be said of file systems that may still be held.
+    """
     with answer_limit(call.subject.handle, call.folders, FREEZE_LIMIT_S):
         call.progress(Progress("holding the guest's file systems, and taking it"))
         try:
             yield
         except libvirt.libvirtError as error:
-            raise _not_quiesced(call.subject, error) from error
+            raise _not_quiesced(call.subject, error, told) from error
 
 
 def refuse_without_agent(call: Call) -> None:
@@ -47,7 +50,9 @@ def _held_already(name: str) -> RefusedError:
     )
 
 
-def _not_quiesced(subject: Subject, error: libvirt.libvirtError) -> ControlError:
+def _not_quiesced(
+    subject: Subject, error: libvirt.libvirtError, told: Callable[[libvirt.libvirtError, str], ControlError]
+) -> ControlError:
     """The error to tell; lets go of what this act has held, and of nothing else.
 
     Measured on libvirt 9.0: where the image cannot be made, libvirt itself lets go; where the agent falls mute, it
@@ -61,7 +66,7 @@ def _not_quiesced(subject: Subject, error: libvirt.libvirtError) -> ControlError
         "; the agent may hold the guest's file systems, or do so when it wakes:"
         f" 'virsh domfsthaw {name}' then lets go of them"
     )  # fmt: skip
-    return from_libvirt(error, f"the quiesced snapshot of domain {name}", more)
+    return told(error, more)
 
 
 def _let_go(handle: Any, error: libvirt.libvirtError) -> bool:

@@ -25,9 +25,12 @@ case "$*" in *-r*) reboot -f ;; *) poweroff -f ;; esac
 _RELEASE = b'ID=virtgauge\nNAME="virtgauge demonstration"\nVERSION_ID="7.2"\n'
 
 
-def agent_image(image: GuestImage, folder: Path) -> GuestImage:
-    """`image` with qemu-ga, written to `folder`."""
+def agent_image(image: GuestImage, folder: Path, *, without: str = "") -> GuestImage:
+    """`image` with qemu-ga, written to `folder`; `without` is a command that it refuses."""
     files = {"usr/sbin/qemu-ga": (_PROGRAM, _program("qemu-ga"))}
+    if without:
+        refusing = f'#!/bin/sh\nexec /usr/sbin/qemu-ga.whole --block-rpcs={without} "$@"\n'.encode()
+        files = {"usr/sbin/qemu-ga": (_PROGRAM, refusing), "usr/sbin/qemu-ga.whole": (_PROGRAM, _program("qemu-ga"))}
     for line in run_program(["ldd", find_program("qemu-ga")]).decode().splitlines():
         found = re.search(r"(/\S+) \(0x", line)
         if found:

@@ -13,7 +13,7 @@ import pytest
 from collectors.agent_reading import AgentSource
 from collectors.periodic import Scope
 from exporter.control import quiescing
-from exporter.control.errors import RefusedError
+from exporter.control.errors import ControlError, RefusedError
 from exporter.control.executor import Actor, Request
 from exporter.control.guest_agent import reading_turn
 from exporter.control.operation import Progress
@@ -156,5 +156,35 @@ def chain(operator: Operator) -> list[str]:
     return list(row["chain"])
 
 
-def agent_answers(hypervisor: PrivateHypervisor) -> bool:
-    return "org.qemu.guest_agent.0' state='connected'" in hypervisor.virsh("dumpxml", NAME)
+def agent_answers(hypervisor: PrivateHypervisor, name: str = NAME) -> bool:
+    return "org.qemu.guest_agent.0' state='connected'" in hypervisor.virsh("dumpxml", name)
+
+
+def test_an_agent_that_does_not_let_go(
+    operator: Operator, hypervisor: PrivateHypervisor, image: GuestImage, tmp_path: Path
+) -> None:
+    """libvirt fails with the snapshot taken, and forgets it: the caller is told where the disks go on."""
+    name = "clutching"
+    disk = hypervisor.new_disk(name, DISK_BYTES)
+    run_program(["mkfs.ext4", "-q", str(disk.file)])
+    guest = Guest(name, accelerator="qemu", memory_mib=128, disks=(disk,), boot_orders={"agent": "1", "mount": "vda"})
+    file = hypervisor.folder / "definitions" / f"{name}.xml"
+    file.write_text(hypervisor.definition(guest, agent_image(image, tmp_path, without="guest-fsfreeze-thaw")))
+    hypervisor.virsh("define", str(file))
+    operator("domain.start", name)
+    try:
+        hypervisor.console(name).wait_ready(240)
+        eventually(lambda: agent_answers(hypervisor, name), "the agent")
+        with pytest.raises(ControlError, match="guest-fsfreeze-thaw") as caught:
+            operator("snapshot.create", name, name="kept", quiesce=True)
+        (row,) = operator("domain.block-jobs", name).details["rows"]
+        overlay, base = row["chain"]
+        assert (base, operator("snapshot.list", name).details["rows"]) == (str(disk.file), [])
+        told = str(caught.value)
+        assert f"disks go on in the new files (vda in {overlay}), and the snapshot is not in its list" in told
+        assert f"'domain block-commit {name} --device vda'" in told
+        assert f"'virsh domfsthaw {name}'" in told
+        assert operator("domain.block-commit", name, device="vda").after["chain"] == [base]
+    finally:
+        operator("domain.destroy", name)
+        operator("domain.undefine", name, snapshots=True)

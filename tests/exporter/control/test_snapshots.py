@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from exporter.control import block_chain, block_jobs
 from exporter.control.block_chain import JobEnd
 from exporter.control.block_jobs import BlockCommit, BlockPull
+from exporter.control.checkpoints import checkpoint_xml
 from exporter.control.domain import find_domain
 from exporter.control.errors import BusyError, ControlError, NotFoundError, RefusedError, TimedOutError
 from exporter.control.executor import Actor, Request
 from exporter.control.operation import Call, Deadline
-from exporter.control.snapshots import checkpoint_xml, snapshot_xml
+from exporter.control.snapshots import snapshot_xml
 from tests.live.operating import Operator
 
 NODE = """<node><domain type='test'><name>web1</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
