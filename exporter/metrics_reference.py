@@ -25,7 +25,8 @@ give, is absent: there is no zero in its place.
 - Device labels are names, never indices: an index moves at a hot-unplug.
 - Counters begin anew when the domain starts, and a device's when it is plugged in.
 
-Besides these, the page carries the usual `process_*` and `python_*` metrics of prometheus-client.
+Besides these, the pages of both services carry the usual `process_*` and `python_*` metrics of prometheus-client, and
+`virtgauge_http_refused_total{reason}`: the requests and connections that were refused ([security.md](security.md)).
 """
 _TABLE = """
 | name | type | unit | labels | source | since | meaning |

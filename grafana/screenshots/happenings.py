@@ -33,6 +33,8 @@ def operate(control: ControlService, seconds: float, mishaps: Callable[[], None]
             mishaps = None
         for verb, guest, body in plan(turn):
             control.ask("POST", f"/api/v1/domains/{guest}/{verb}", body)
+            if turn % 3 == 0:
+                control.ask("GET", "/api/v1/domains", token="somebody-else")
             time.sleep(min(PAUSE_S, max(0.0, left)))
         turn += 1
 

@@ -86,6 +86,18 @@ EXPORTER = Dashboard(
                   Query("max by (instance, fault) (virtgauge_archive_fault{@host}) > 0", "{{instance}} {{fault}}"),
                   empty="No fault"),
         )),
+        Row("Refused requests", (
+            graph("Refused requests by reason", "Requests and connections that exporter and control service refused, a "
+                  "minute. token, role, domain, basic_auth, client_certificate: somebody without the right. rate, busy, "
+                  "connections, slow: too much at once. configuration: the web configuration is broken.", "opm",
+                  Query("60 * sum by (instance, reason) (rate(virtgauge_http_refused_total{@host}[$__rate_interval])) "
+                        "> 0", "{{instance}} {{reason}}"), empty="None"),
+            listing("Refused", "How many, in the time shown. Who it was is kept of the control API alone: virtgauge "
+                    "control audit, records access-refused.",
+                    Query("round(sum by (instance, reason) (increase(virtgauge_http_refused_total{@host}[$__range]))) "
+                          "> 0", "Times", narrow=True),
+                    labels={"instance": "Host", "reason": "Why"}, sort="Times", empty="None"),
+        )),
         Row("The process", (
             graph("CPU", "Share of a CPU that virtgauge itself uses.", "percentunit",
                   Query(ours("rate(process_cpu_seconds_total{@host}[$__rate_interval])"), "{{instance}}"), width=8),

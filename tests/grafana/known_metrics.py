@@ -21,6 +21,8 @@ from exporter.control.control_metrics import ControlMetrics
 from exporter.control.folders import Folders
 from exporter.control.rule_metrics import RuleMetrics
 from exporter.control.rule_reading import load_rules
+from exporter.page import RefusedRequests
+from exporter.refusals import Refusals
 from tests.samples import REPOSITORY
 
 # What Prometheus itself, and the client library on the exporter's page, add.
@@ -90,7 +92,12 @@ def names(collectors: Iterable[Collector]) -> set[str]:
 
 def default_page() -> set[str]:
     """Names on the page of an exporter without flags."""
-    return names([sampling(COLLECTORS), *(collector for collector in COLLECTORS if collector.default)])
+    return names([sampling(COLLECTORS), *(collector for collector in COLLECTORS if collector.default)]) | front()
+
+
+def front() -> set[str]:
+    """Names that the HTTP front of both services adds to their pages."""
+    return {name for family in RefusedRequests(Refusals()).collect() for name in served(family)}
 
 
 @cache
@@ -115,4 +122,5 @@ def served(family: Metric) -> tuple[str, ...]:
 @cache
 def known() -> frozenset[str]:
     """Every name that an expression may use."""
-    return frozenset(names([sampling(COLLECTORS), ARCHIVE, AGENT, *COLLECTORS]) | control_page() | PROMETHEUS | PROCESS)
+    declared = names([sampling(COLLECTORS), ARCHIVE, AGENT, *COLLECTORS])
+    return frozenset(declared | front() | control_page() | PROMETHEUS | PROCESS)

@@ -7,6 +7,7 @@ Prometheus with the shipped configuration.)
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,8 +123,19 @@ def wait_for_rates(prometheus: Prometheus, guest: GuestConsole) -> None:
         work(guest)
 
 
+def be_refused(prometheus: Prometheus) -> None:
+    """By the exporter, for what is no HTTP."""
+    host, _, port = str(prometheus.query("virtgauge_build_info")[0]["metric"]["instance"]).rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        client.sendall(b"no HTTP at all\r\n\r\n")
+        while client.recv(4096):
+            pass
+    prometheus.wait_for('rate(virtgauge_http_refused_total{reason="bad_request"}[1m]) > 0', 60)
+
+
 def test_every_query_has_data_or_is_named_with_its_reason(scraped: Prometheus, load_guest: GuestConsole) -> None:
     work(load_guest)
+    be_refused(scraped)
     asked = [target for file in FILES for target in targets(file)
              if not any(family in target.expr for family in ELSEWHERE)]
     empty = {str(target) for target in asked if not has_data(scraped, plain(target.expr, rate="1m"))}
