@@ -6,16 +6,12 @@ import asyncio
 import logging
 import os
 import signal
-import threading
-import time
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.registry import Collector
 from starlette.routing import Route
-from starlette.types import Scope
 
 from collectors.agent_reading import AgentSource
 from collectors.background import Background
@@ -26,6 +22,7 @@ from collectors.lanes import LanePool, Slots
 from collectors.layout import Compiler
 from exporter.access import api_middleware
 from exporter.agent_page import AgentEvents, AgentPage, agent_declarations
+from exporter.audited_refusals import AuditedRefusals
 from exporter.choosing import choice_by_xml, filters_of
 from exporter.command_token import token_file_path
 from exporter.config import Settings
@@ -36,7 +33,6 @@ from exporter.control.audit import Trail
 from exporter.control.audit_metrics import AuditMetrics
 from exporter.control.connection import Session
 from exporter.control.control_metrics import ControlMetrics
-from exporter.control.errors import ControlError
 from exporter.control.executor import Executor
 from exporter.control.folders import Folders
 from exporter.control.guest_agent import reading_turn
@@ -52,8 +48,7 @@ from exporter.malloc import share_arenas
 from exporter.page import process_registry
 from exporter.refusals import Refusals
 from exporter.server import front_of, listening_sockets, serve_sockets
-from exporter.token_form import mask_tokens
-from exporter.tokens import Principal, TokenFile
+from exporter.tokens import TokenFile
 
 if TYPE_CHECKING:
     from exporter.archive.trail_archive import TrailArchive
@@ -64,9 +59,6 @@ _log = logging.getLogger(__name__)
 LAST_ACTS_S = 10.0
 # Agents that are asked at the same time: a silent one holds its lane for 5 s.
 AGENT_LANES = 4
-# Refusals of callers that nobody knows: told once in this time with their number, so that a flood cannot fill the
-# trail. Those of known tokens are always told.
-UNKNOWN_CALLERS_EVERY_S = 60.0
 
 
 def run_control(settings: Settings) -> None:
@@ -101,7 +93,7 @@ def run_control(settings: Settings) -> None:
         routes = rules.routes
         rules.engine.start()
     runner = Runner(executor, jobs, metrics)
-    refused = _AuditedRefusals(executor.trail)
+    refused = AuditedRefusals(executor.trail)
     access = api_middleware(tokens, refusals, refused=refused.told, exempt=EXEMPT)
     agents = _agent_page(settings, folders)
     more = {"more_metrics": agents.page} if agents is not None else {}
@@ -175,51 +167,3 @@ def _agent_page(settings: Settings, folders: Folders) -> AgentPage | None:
 def _interrupted() -> dict[str, object]:
     detail = "the service ended in the middle; whether it was done is unknown; it is not repeated"
     return problem(500, detail, "interrupted", outcome_unknown=True, next_step="look at the state and the audit trail")
-
-
-class _AuditedRefusals:
-    """Writes refused callers to the audit trail, from a thread of its own, since the event loop must not wait."""
-
-    def __init__(self, trail: Trail) -> None:
-        self._trail = trail
-        self._waiting: deque[dict[str, str | int]] = deque(maxlen=1000)
-        self._wake = threading.Event()
-        self._stopped = False
-        self._unknown = 0
-        self._unknown_told_s = -UNKNOWN_CALLERS_EVERY_S
-        self._thread = threading.Thread(target=self._write, name="audited-refusals", daemon=True)
-        self._thread.start()
-
-    def told(self, principal: Principal | None, scope: Scope, reason: str, message: str) -> None:
-        """One refusal; called in the event loop."""
-        facts: dict[str, str | int] = {
-            "way": "api", "reason": reason, "path": mask_tokens(str(scope["path"]))[:200],
-            "method": str(scope["method"])[:20], "client": str((scope.get("client") or ("",))[0]),
-            "message": mask_tokens(message),
-        }  # fmt: skip
-        if principal is not None:
-            facts["actor"] = str(principal)
-        else:
-            self._unknown += 1
-            if time.monotonic() - self._unknown_told_s < UNKNOWN_CALLERS_EVERY_S:
-                return
-            self._unknown_told_s = time.monotonic()
-            facts["refused_since_last"], self._unknown = self._unknown, 0
-        self._waiting.append(facts)
-        self._wake.set()
-
-    def stop(self) -> None:
-        """Writes what waits, and ends the thread."""
-        self._stopped = True
-        self._wake.set()
-        self._thread.join(5)
-
-    def _write(self) -> None:
-        while not self._stopped or self._waiting:
-            self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                try:
-                    self._trail.append("access-refused", dict(self._waiting.popleft()))
-                except ControlError as error:
-                    _log.error("a refusal could not be written to the audit trail", extra={"cause": str(error)})
