@@ -68,7 +68,9 @@ class HistoryApi:
         fields: HistoryFields,
         unsealed: Unsealed | None = None,
         clock: Callable[[], float] = time.time,
+        waiting_since_s: Callable[[], float] = lambda: float("inf"),
     ) -> None:
+        self._waiting_since_s = waiting_since_s
         self._database = database
         self._fields = fields
         self._unsealed = unsealed
@@ -180,7 +182,8 @@ class HistoryApi:
         labels = dict(request.query_params)
 
         def work() -> bytes:
-            answers = RemoteAnswers(self._database(), self._fields, self._unsealed, _in_scope(request))
+            answers = RemoteAnswers(self._database(), self._fields, self._unsealed, _in_scope(request),
+                                    self._waiting_since_s())
             return response(answers.answer(read_request(body), labels))
 
         answer = await self._in_thread(work)

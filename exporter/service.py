@@ -158,7 +158,8 @@ def _history_routes(archive: Archive | None) -> list[Route]:
     from .archive.history_fields import HistoryFields
     from .history_api import HistoryApi
 
-    return HistoryApi(archive.reading.database, HistoryFields(COLLECTORS), archive.unsealed).routes()
+    return HistoryApi(archive.reading.database, HistoryFields(COLLECTORS), archive.unsealed,
+                      waiting_since_s=archive.waiting_since_s).routes()
 
 
 def _guarded(settings: Settings, refusals: Refusals) -> list[Middleware]:

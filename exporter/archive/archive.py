@@ -21,6 +21,7 @@ from exporter.archive.metrics import own_record
 from exporter.archive.reading import Reading
 from exporter.archive.recorder import Recorder
 from exporter.archive.spool import Spool
+from exporter.archive.ticks import wall_ms_of
 from exporter.archive.timespan import Span
 from exporter.archive.unsent import unsent
 from exporter.archive.upkeep import Upkeep
@@ -76,7 +77,7 @@ class Archive:
             except ArchiveError:
                 self._locks[0].release()
                 raise
-        self.spool = Spool(folder / "spool", settings.spool.limit, settings.spool.full)
+        self.spool = Spool(folder / "spool", settings.spool.limit, settings.spool.full, wall_ms_of=wall_ms_of)
         self.writer = Writer(self.spool, self._address, partition=RAW_PARTITIONS[settings.partition],
                              patience=patience, wall_clock=wall_clock,
                              lease=HostLease(self.spool.name, state, wall_clock))
@@ -106,6 +107,10 @@ class Archive:
         Some of them may be stored already: tell them apart by time.
         """
         return unsent(self.spool, uuid, span, columns)
+
+    def waiting_since_s(self) -> float:
+        """The time of the oldest sample that the database does not have, as far as is known; infinite without one."""
+        return self.writer.counts.oldest_waiting_ms / 1000 or float("inf")
 
     def stop(self) -> None:
         """Ends the open window and the threads; gives the database a few seconds to take what is spooled."""

@@ -37,6 +37,10 @@ class ArchivedDomain:
         """Whether it was there in some part of the span, as far as is known: it is noted once an hour."""
         return self.first_seen_s < span.end_s + 60 and self.last_seen_s > span.start_s - NOTED_EVERY_S
 
+    def may_wait(self, span: Span, since_s: float) -> bool:
+        """Whether samples of the span may wait to be sent, where some do that are as old as `since_s`."""
+        return since_s < span.end_s and self.last_seen_s > since_s - NOTED_EVERY_S
+
 
 def find_domain(
     database: Database,

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+import numpy as np
+import numpy.typing as npt
+
 from exporter.archive.document_reader import DocumentReader
 from exporter.archive.documents import (
     RAW,
@@ -26,6 +29,10 @@ from exporter.archive.points import Points, join
 from exporter.archive.raw_columns import RESTART_COLUMNS, raw_columns
 from exporter.archive.rollup_columns import rollup_columns
 from exporter.archive.timespan import Span
+
+_SAME_MS = 200
+"""Samples of an object that are nearer are one: a window that is read from its middle on counts from another sample's
+clock. The shortest interval is 1 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +89,15 @@ class PartReader:
         return FoundParts(self._parts, points, self._live, self._left_out_before_s)
 
     def _begin_s(self, resolution: Resolution) -> float:
-        """Where the oldest partition begins; infinite where there is none, except that raw may be unsealed yet."""
+        """Where the oldest partition begins; infinite where there is none, except that raw may be unsent yet.
+
+        In an archive that holds nothing all of it may be, for hours.
+        """
         spans = [partition_span(name) for name in self._names if name.startswith(resolution.name + "_")]
         begins = [span[0].timestamp() for span in spans if span is not None]
-        return min(begins) if begins else (time.time() - 3600 if resolution is RAW else float("inf"))
+        if begins or resolution is not RAW:
+            return min(begins, default=float("inf"))
+        return time.time() - 3600 if any(map(partition_span, self._names)) else 0.0
 
     def _read_coarser(self, span: Span, order: int) -> None:
         """The coarser resolutions, the finest first, for what is older than the finer ones reach."""
@@ -136,30 +148,49 @@ class PartReader:
 
 
 def _merged(stored: list[Mapping[str, Any]], live: Sequence[Document]) -> list[Mapping[str, Any]]:
-    """Stored documents and what the unsealed ones have beyond them; a sample that is in both counts once."""
-    ends: dict[bytes, int] = {}
+    """Stored documents and what the unsealed ones have beyond them, by start; a sample that is in both counts once.
+
+    Told apart by time, and not by where the stored ones end: after a clock that was set back new ones are earlier.
+    """
+    begins_ms = min((milliseconds(document["start"]) for document in live), default=0)
+    stored_ms: dict[bytes, list[int]] = {}
     for document in stored:
-        host = bytes(document["host"])
-        ends[host] = max(milliseconds(document["end"]), ends.get(host, 0))
-    beyond = [_beyond(document, ends.get(bytes(document["host"]), 0)) for document in live]
-    return [*stored, *sorted((d for d in beyond if d["offsets_ms"]), key=lambda document: document["start"])]
+        if live and milliseconds(document["end"]) >= begins_ms - _SAME_MS:
+            stored_ms.setdefault(bytes(document["host"]), []).extend(_times_ms(document))
+    beyond = [_beyond(document, np.sort(stored_ms.get(bytes(document["host"]), []))) for document in live]
+    return sorted([*stored, *(d for d in beyond if d["offsets_ms"])], key=lambda document: document["start"])
 
 
-def _beyond(document: Document, end_ms: int) -> Document:
-    """A raw document's samples after a time, as a document."""
-    start_ms, offsets = milliseconds(document["start"]), document["offsets_ms"]
-    first = next((place for place, offset in enumerate(offsets) if start_ms + offset > end_ms), len(offsets))
-    if first == 0:
+def _times_ms(document: Mapping[str, Any]) -> list[int]:
+    start_ms = milliseconds(document["start"])
+    return [start_ms + offset for offset in document["offsets_ms"]]
+
+
+def _beyond(document: Document, stored_ms: npt.NDArray[np.int64]) -> Document:
+    """A raw document's samples without those that are stored, as a document."""
+    if not len(stored_ms):
         return document
-    shift = offsets[first] if first < len(offsets) else 0
-    found: Document = {**document, "start": moment(start_ms + shift)}
-    found["offsets_ms"] = [offset - shift for offset in offsets[first:]]
+    times_ms = np.array(_times_ms(document))
+    after = np.minimum(np.searchsorted(stored_ms, times_ms), len(stored_ms) - 1)
+    before = np.maximum(after - 1, 0)
+    nearest_ms = np.minimum(np.abs(times_ms - stored_ms[after]), np.abs(times_ms - stored_ms[before]))
+    return _rows(document, np.flatnonzero(nearest_ms > _SAME_MS).tolist())
+
+
+def _rows(document: Document, rows: list[int]) -> Document:
+    """These samples of a raw document, as a document."""
+    if len(rows) == len(document["offsets_ms"]):
+        return document
+    shift = document["offsets_ms"][rows[0]] if rows else 0
+    found: Document = {**document, "start": moment(milliseconds(document["start"]) + shift)}
+    found["offsets_ms"] = [document["offsets_ms"][row] - shift for row in rows]
     for group, columns in document.items():
         if group == VALUES:
-            found[group] = {name: column[first:] for name, column in columns.items()}
+            found[group] = {name: [column[row] for row in rows] for name, column in columns.items()}
         elif isinstance(columns, list) and group != "offsets_ms":
             found[group] = [
-                {name: column if name == "device" else column[first:] for name, column in device.items()}
+                {name: column if name == "device" else [column[row] for row in rows]
+                 for name, column in device.items()}
                 for device in columns
             ]
     return found

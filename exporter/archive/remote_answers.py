@@ -38,12 +38,17 @@ _NEWEST_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class RemoteAnswers:
-    """Answers from one database. Any thread; blocks."""
+    """Answers from one database. Any thread; blocks.
+
+    `waiting_since_s` is the time of the oldest sample that the database does not have: while it takes none, it does
+    not learn either which guests are still there.
+    """
 
     database: Database
     fields: HistoryFields
     unsealed: Unsealed | None = None
     in_scope: Callable[[str], bool] = lambda _: True
+    waiting_since_s: float = float("inf")
 
     def answer(self, queries: Sequence[Query], labels: Mapping[str, str]) -> list[list[TimeSeries]]:
         """The series of each query; `labels` are added to all.
@@ -68,7 +73,7 @@ class RemoteAnswers:
                 continue
             own = _domain_labels(domain, labels)
             wanted = [f for f in fields if _may_match(query, {"__name__": f.metric, **own}, (f.device_label,))]
-            if wanted and domain.seen_in(span):
+            if wanted and (domain.seen_in(span) or domain.may_wait(span, self.waiting_since_s)):
                 yield from self._domain_series(query, domain, wanted, own, span, budget)
 
     def _domain_series(

@@ -15,7 +15,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -44,6 +44,24 @@ class _Segment:
     size: int = 0
     samples: int = 0
     last: int = 0
+    times: tuple[int, int] | None = None  # of its frames, from the oldest to the newest; of some more perhaps
+
+    def note(self, wall_ms: int | None) -> None:
+        if wall_ms is not None:
+            first_ms, last_ms = self.times or (wall_ms, wall_ms)
+            self.times = min(first_ms, wall_ms), max(last_ms, wall_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The safe frames of one segment; its file is opened when they are read.
+
+    Their times lie from ``oldest_ms`` to ``newest_ms``, in whatever order: a clock may have been set back.
+    """
+
+    frames: Iterator[Frame]
+    oldest_ms: int
+    newest_ms: int
 
 
 @dataclass(slots=True)
@@ -61,11 +79,11 @@ class Spool:
     Frames are safe, and read, up to ``durable_number``.  Opening recovers: cuts the torn end of the last segment.
     Raises SpoolError where the folder cannot be used.
     ``limit_bytes`` bounds the segment files together; ``drop`` says what goes when it is reached: ``oldest`` or
-    ``newest``.
+    ``newest``.  ``wall_ms_of`` gives a frame's time, None where it has none.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int = 8 << 30, drop: str = "oldest",
-                 segment_bytes: int = 8 << 20) -> None:
+    def __init__(self, folder: Path, limit_bytes: int = 8 << 30, drop: str = "oldest", segment_bytes: int = 8 << 20,
+                 wall_ms_of: Callable[[Frame], int | None] = lambda _: None) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
         self.counts = SpoolCounts()
@@ -75,6 +93,7 @@ class Spool:
         self.next_number = 1
         self.durable_number = 0
         self._drop = drop
+        self._wall_ms_of = wall_ms_of
         self._segment_bytes = min(segment_bytes, max(limit_bytes // 8, 4096))
         self._lock = threading.Lock()
         self._file = -1
@@ -97,7 +116,8 @@ class Spool:
         Raises OSError where the disk refuses (nothing of the frame is left), and SpoolFullError by policy.
         """
         number = self.next_number
-        frame = Frame(number, kind, samples, payload).packed()
+        plain = Frame(number, kind, samples, payload)
+        frame = plain.packed()
         self._make_room(len(frame), samples)
         segment = self._segments[-1] if self._file >= 0 else None
         if segment is not None and self._spoilt and not segment.last:
@@ -115,6 +135,7 @@ class Spool:
             segment.size += len(frame)
             segment.samples += samples
             segment.last = number
+            segment.note(self._wall_ms_of(plain))
             self.next_number = number + 1
         return number
 
@@ -197,14 +218,15 @@ class Spool:
 
     def frames(self, after: int) -> Iterator[Frame]:
         """Frames with a number above ``after`` that are safe on the disk, in order.  Damage is stepped over."""
-        for frames in self._safe(after):
+        for _, frames in self._safe(after):
             yield from frames
 
-    def frames_newest_first(self, after: int) -> Iterator[Iterator[Frame]]:
-        """As ``frames``, segment by segment from the newest back; within a segment in order."""
-        yield from reversed(self._safe(after))
+    def newest_first(self, after: int) -> list[Stretch]:
+        """As ``frames``, segment by segment from the newest back, in order within each; of those that have times."""
+        found = [(segment.times, frames) for segment, frames in self._safe(after)]
+        return [Stretch(frames, *times) for times, frames in reversed(found) if times is not None]
 
-    def _safe(self, after: int) -> list[Iterator[Frame]]:
+    def _safe(self, after: int) -> list[tuple[_Segment, Iterator[Frame]]]:
         """The safe frames of each segment that may have some above ``after``; a file is opened when it is read."""
         durable = self.durable_number  # first: a number up to it is then nowhere but where these segments say
         with self._lock:
@@ -213,7 +235,7 @@ class Spool:
         for place, segment in enumerate(segments):
             follower = segments[place + 1].first if place + 1 < len(segments) else durable + 1
             if follower - 1 > after and not 0 < segment.last <= after:
-                found.append(frames_between(segment.path, after, min(durable + 1, follower)))
+                found.append((segment, frames_between(segment.path, after, min(durable + 1, follower))))
         return found
 
     # ---- acknowledging
@@ -308,6 +330,7 @@ class Spool:
             end = covered = at + HEAD_BYTES + len(frame.payload)
             segment.samples += frame.samples
             segment.last = frame.number
+            segment.note(self._wall_ms_of(frame))
         # Where the follower goes on with the next number, no frame is missing: the rest is what could not be cut off.
         if covered < segment.size and (follower is None or segment.last + 1 < follower):
             self.counts.damaged_stretches += 1

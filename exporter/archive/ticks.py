@@ -20,6 +20,7 @@ import zstandard
 from collectors.batch import Batch, Floats, Integers, Plan
 from collectors.fields import Field
 from exporter.archive.documents import Host, Object, object_uuid
+from exporter.archive.spool_frames import SAMPLES, Frame
 from exporter.archive.tick_forms import FormBook, FormNumbers, Place, PlaceBook, forms_of, shaped
 
 _HEAD = struct.Struct("<IIqqI")  # bytes of head and body, wall clock and monotonic clock in ms, window in s
@@ -185,11 +186,11 @@ def samples_of(plan: Plan) -> int:
                 if any(isinstance(row.declaration, Field) and row.declaration.archive for row in p.layout.measured)})
 
 
-def wall_ms_of(payload: bytes) -> int | None:
-    """The wall clock of a payload, which is not decoded; None for bytes that no encoder wrote."""
-    if len(payload) < _HEAD.size:
+def wall_ms_of(frame: Frame) -> int | None:
+    """The wall clock of a frame of samples, which is not decoded; None for others, and bytes that no encoder wrote."""
+    if frame.kind != SAMPLES or len(frame.payload) < _HEAD.size:
         return None
-    wall_ms: int = _HEAD.unpack_from(payload)[2]
+    wall_ms: int = _HEAD.unpack_from(frame.payload)[2]
     return wall_ms
 
 

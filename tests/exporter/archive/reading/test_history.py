@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -166,6 +166,18 @@ def test_where_rollups_end_the_samples_go_on_and_the_unsealed_minute_is_the_end(
     assert not np.isnan(points.average).any()
     assert points.times_s[-1] == T0 + 10 * HOUR
     assert points.count.sum() == len(rows)
+
+
+def test_a_window_that_is_read_from_its_middle_on_by_another_clock_is_not_doubled(database):
+    guest = Guest("web1")
+    rows = samples(guest, T0, T0 + 600)
+    store(database, raw_documents(guest, rows))
+    live = raw_documents(guest, rows[-10:], window_s=600)
+    for document in live:
+        document["start"] += timedelta(milliseconds=37)
+    reading = History(database, lambda *_: Unsent(live)).read(guest.uuid, [FIELDS.named("cpu.usage_cores")],
+                                                              Span(T0, T0 + 600))
+    assert len(only(reading)) == 39
 
 
 def test_unsent_samples_that_are_left_out_are_spoken_of(database):
