@@ -25,6 +25,10 @@ def _export() -> click.Command:
         changes |= {name: value for name, value in (("runbooks", runbooks), ("grafana", grafana)) if value is not None}
         files = monitoring_mixin.export(folder, job, {name: value.rstrip("/") for name, value in changes.items()})
         click.echo(f"wrote {len(files)} files to {folder}: dashboards, alerts with runbooks, provisioning, examples")
+        missing = [flag for flag, name in (("--runbooks", "runbooks"), ("--grafana", "grafana")) if name not in changes]
+        if missing:
+            click.echo(f"links in the alerts lead nowhere yet: give it {' and '.join(missing)}; the runbooks are in "
+                       f"{folder / 'alerts/runbooks'}", err=True)
 
     return click.Command("export", callback=run, help="Write all of it to FOLDER, with the knobs turned.", params=[
         click.Argument(["folder"], type=click.Path(file_okay=False, path_type=Path)),

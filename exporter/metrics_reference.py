@@ -28,6 +28,23 @@ give, is absent: there is no zero in its place.
 Besides these, the pages of both services carry the usual `process_*` and `python_*` metrics of prometheus-client, and
 `virtgauge_http_refused_total{reason}`: the requests and connections that were refused ([security.md](security.md)).
 """
+_ABSENT = (
+    ("everything of all guests", "`libvirt_up`; the log has libvirt's own words (`journalctl -u virtgauge-exporter`)"),
+    ("everything of one guest", "`virtgauge_series_cut_domains`, and `filter.*` in the settings"),
+    ("most of a guest that is off", "what it would have is not served: sums over guests would count what nobody uses"),
+    ("some of a guest's, suddenly", "`libvirt_domain_sample_complete` is 0: `libvirt_domain_sample_incomplete_reason` "
+     "says why ([never blocked](never-blocked.md))"),
+    ("a collector's series, of all guests", "`libvirt_scrape_collector_success`: where it is 0, the log says of what; "
+     "where there is none, the collector is off"),
+    ("what another host has", "`virtgauge_unsupported_call_info`; *since* beside `libvirt_versions_info`"),
+    ("a guest's own memory figures", "`libvirt_domain_memory_stats_period_seconds` is 0: `virsh dommemstat GUEST "
+     "--period 10 --live --config`; else the guest has no balloon driver, and no "
+     "`libvirt_domain_memory_stats_last_update_timestamp_seconds`"),
+    ("an interface's counters", "`libvirt_domain_interface_info` says `net0` or the like: the host has no device for "
+     "it (user mode, passthrough)"),
+    ("rates, latencies", "two samples in a row in which the counter did not begin anew; for a latency, requests"),
+    ("`libvirt_domain_agent_*`", "the page of `virtgauge control serve` ([guest agents](control.md#guest-agents))"),
+)
 _TABLE = """
 | name | type | unit | labels | source | since | meaning |
 |---|---|---|---|---|---|---|
@@ -40,7 +57,12 @@ _UNITS = ("bytes_per_second", "packets_per_second", "reads_per_second", "writes_
 def reference() -> str:
     """The whole page, in Markdown."""
     sections = [sampling(COLLECTORS), *COLLECTORS, ARCHIVE, AGENT]
-    return _HEAD + "".join(line for collector in sections for line in _section(collector))
+    return _HEAD + _absent() + "".join(line for collector in sections for line in _section(collector))
+
+
+def _absent() -> str:
+    rows = "".join(f"| {what} | {where} |\n" for what, where in _ABSENT)
+    return f"\n## Why is it not there?\n\n| missing | look at |\n|---|---|\n{rows}"
 
 
 def unit(name: str) -> str:
@@ -63,7 +85,8 @@ def _section(collector: Collector) -> Iterator[str]:
                "asking an agent needs libvirt's read-write socket.\n")
     else:
         flag = "--no-collector" if collector.default else "--collector"
-        yield f"{'On' if collector.default else 'Off'} by default (`{flag}.{collector.name}`).\n"
+        name = collector.name.replace("_", "-")
+        yield f"{'On' if collector.default else 'Off'} by default (`{flag}.{name}`).\n"
     yield _TABLE
     by_name: dict[str, list[Declaration]] = {}
     for declaration in collector.declarations:

@@ -10,7 +10,7 @@ import pytest
 from collectors import COLLECTORS
 from collectors.agent import AGENT
 from collectors.sampling import sampling
-from exporter import metrics_reference
+from exporter import command_exporter, metrics_reference
 from tests.conftest import Golden
 from tests.samples import REPOSITORY, situations
 
@@ -27,6 +27,14 @@ def test_every_metric_has_one_row() -> None:
         for name in {declaration.name for declaration in collector.declarations}:
             row, = [row for row in rows if row.startswith(f"| `{name}` |")]
             assert row.count(" | ") == 6
+
+
+def test_every_flag_of_the_reference_is_one_that_the_exporter_takes() -> None:
+    flags = re.findall(r"by default \(`(--[\w.-]+)`\)", DOCUMENT.read_text())
+    assert len(flags) == len(COLLECTORS) + 1  # the agent's, which is the control service's
+    command = command_exporter.build()
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert set(flags) <= known
 
 
 @pytest.mark.parametrize(("name", "unit"), [

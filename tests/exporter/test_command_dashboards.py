@@ -46,6 +46,19 @@ def test_the_knobs_reach_the_rules_and_the_dashboards(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_it_says_where_the_runbooks_are_while_links_lead_nowhere(tmp_path: Path,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    links = {"--runbooks": "https://runbooks.test", "--grafana": "https://grafana.test"}
+    for given in ((), ("--runbooks",), ("--grafana",), ("--runbooks", "--grafana")):
+        flags = [word for flag in given for word in (flag, links[flag])]
+        assert cli.run(["dashboards", "export", str(tmp_path), *flags]) == 0
+        told = capsys.readouterr().err
+        assert {flag for flag in links if flag in told} == links.keys() - set(given)
+        assert (f"{tmp_path}/alerts/runbooks" in told) is (len(given) < 2)
+        placeholders = (tmp_path / monitoring_mixin.RULES).read_text().count("example.org")
+        assert bool(placeholders) is (len(given) < 2)
+
+
 def test_the_examples_are_accepted_by_prometheus_and_alertmanager(tmp_path: Path) -> None:
     assert cli.run(["dashboards", "export", str(tmp_path)]) == 0
     for command in (["promtool", "check", "config", "examples/prometheus.yml"],
