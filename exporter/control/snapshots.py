@@ -22,7 +22,7 @@ from exporter.control.guest_fields import OneLine
 from exporter.control.hotplug_disk import disk_shown
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, moment
 from exporter.control.quiescing import quiesced, refuse_without_agent
-from exporter.control.snapshot_images import merged_away, refuse_missing
+from exporter.control.snapshot_images import made_by, merged_away, refuse_missing
 
 _REVERTS_EXTERNAL = 9_009_000  # libvirt 9.9.0
 
@@ -230,10 +230,21 @@ class DeleteSnapshot(OfDomain[DeleteSnapshotParameters]):
     long_running = True
 
     def check(self, call: Call, parameters: DeleteSnapshotParameters) -> None:
+        if parameters.name not in _names(call.subject.handle) or parameters.metadata_only:
+            return
+        later = _later(call, parameters)
+        external = [name for name, snapshot in later.items() if made_by(call.session.connection, snapshot)]
+        if len(later) > 1 and external:
+            raise UnsupportedError(
+                f"libvirt does not delete external snapshots with those taken after them ({', '.join(external)})",
+                next_step=f"delete each by itself, without --children: {', '.join(later)};"
+                " or forget them all: --metadata-only",
+            )
         self._merged(call, parameters)
 
     def _merged(self, call: Call, parameters: DeleteSnapshotParameters) -> list[tuple[str, str]]:
-        if parameters.metadata_only or parameters.children or parameters.name not in _names(call.subject.handle):
+        gone = parameters.name not in _names(call.subject.handle)
+        if gone or parameters.metadata_only or len(_later(call, parameters)) > 1:
             return []
         return merged_away(call, _snapshot(call, parameters.name))
 
@@ -250,7 +261,8 @@ class DeleteSnapshot(OfDomain[DeleteSnapshotParameters]):
         )  # fmt: skip
 
     def act(self, call: Call, parameters: DeleteSnapshotParameters) -> None:
-        flags = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN if parameters.children else 0
+        # Without any to delete with it, libvirt 9.0 would still refuse the flag of an external one.
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN if len(_later(call, parameters)) > 1 else 0
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY if parameters.metadata_only else 0
         call.progress(Progress("deleting"))
         _snapshot(call, parameters.name).delete(flags)
@@ -258,6 +270,14 @@ class DeleteSnapshot(OfDomain[DeleteSnapshotParameters]):
     def verify(self, call: Call, parameters: DeleteSnapshotParameters) -> None:
         if parameters.name in _names(call.subject.handle):
             raise ControlError("libvirt reported success, but the snapshot is there", next_step="see libvirtd's log")
+
+
+def _later(call: Call, parameters: DeleteSnapshotParameters) -> dict[str, Any]:
+    """By name what is to be deleted, each before those it was taken after: with `children` all taken after it."""
+    snapshot = _snapshot(call, parameters.name)
+    flags = libvirt.VIR_DOMAIN_SNAPSHOT_LIST_DESCENDANTS | libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL
+    children = snapshot.listAllChildren(flags) if parameters.children else []
+    return {found.getName(): found for found in (*reversed(children), snapshot)}
 
 
 def snapshot_xml(name: str, description: str, external: Mapping[str, Path], left_out: list[str]) -> str:

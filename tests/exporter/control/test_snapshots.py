@@ -16,7 +16,14 @@ from exporter.control.block_chain import JobEnd
 from exporter.control.block_jobs import BlockCommit, BlockPull
 from exporter.control.checkpoints import checkpoint_xml
 from exporter.control.domain import find_domain
-from exporter.control.errors import BusyError, ControlError, NotFoundError, RefusedError, TimedOutError
+from exporter.control.errors import (
+    BusyError,
+    ControlError,
+    NotFoundError,
+    RefusedError,
+    TimedOutError,
+    UnsupportedError,
+)
 from exporter.control.executor import Actor, Request
 from exporter.control.operation import Call, Deadline
 from exporter.control.snapshots import snapshot_xml
@@ -138,6 +145,25 @@ def test_an_external_snapshot_in_an_image_of_any_kind_is_merged(stacked, image, 
     control = stacked(kind, source, snapshot(kind, "external", f"<driver type='qcow2'/>{source}"))
     plan = control.dry("snapshot.delete", "web1", name="one").plan
     assert plan.steps == [f"write {image} into /images/base{then}", "delete it"]
+
+
+def test_external_snapshots_are_not_deleted_with_those_after_them(stacked):
+    """libvirt refuses them in any place below the one that is named."""
+    kind, source = SOURCES["/images/top"]
+    control = stacked(kind, source, snapshot("file", "internal"))
+    domain = control.executor.session.connection.lookupByName("web1")
+    for name, parent, change in (("two", "one", "external"), ("three", "two", "internal")):
+        overlay = f"<driver type='qcow2'/>{source}" if change == "external" else ""
+        xml = snapshot(kind, change, overlay).format(domain=domain.XMLDesc(0))
+        xml = xml.replace("<name>one</name>", f"<name>{name}</name><parent><name>{parent}</name></parent>", 1)
+        domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    for name, order in (("one", "three, two, one"), ("two", "three, two")):
+        refused = rf"those taken after them \(two\); delete each by itself, without --children: {order}; or forget"
+        with pytest.raises(UnsupportedError, match=refused):
+            control.dry("snapshot.delete", "web1", name=name, children=True)
+    assert control.dry("snapshot.delete", "web1", name="three", children=True).plan.steps == ["delete it"]
+    forgotten = control("snapshot.delete", "web1", name="one", children=True, metadata_only=True)
+    assert forgotten.after["snapshots"] == []
 
 
 def test_an_external_snapshot_on_the_network_is_not_merged(stacked):
