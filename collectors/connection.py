@@ -1,11 +1,12 @@
 """libvirt connections, read-only ones unless asked otherwise: event loop, keepalive, opening with back-off.
 
 One of the modules that may import libvirt.  libvirt's event implementation is process-wide by its own design
-(virEventRegisterDefaultImpl cannot be undone), so its thread is started once and never stopped.
+(virEventRegisterDefaultImpl cannot be undone), so its thread is started once and stopped at the process's end only.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import time
@@ -24,6 +25,8 @@ KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_COUNT = 3
 BACK_OFF_FIRST_S = 0.1
 BACK_OFF_MOST_S = 2.0
+_LOOP_END_S = 10.0
+"""How long the process's end waits for a callback that is under way; usually none is."""
 
 _loop_lock = threading.Lock()
 _loop_threads: list[threading.Thread] = []
@@ -44,19 +47,29 @@ def start_event_loop() -> None:
         keep_errors()
         libvirt.virEventRegisterDefaultImpl()
         # libvirt polls only what is registered; a timer keeps the loop turning when there is nothing else.
-        libvirt.virEventAddTimeout(1000, _tick, None)
-        thread = threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True)
+        timer = libvirt.virEventAddTimeout(1000, _tick, None)
+        ended = threading.Event()
+        thread = threading.Thread(target=_run_event_loop, args=(ended,), name="libvirt-events", daemon=True)
         _loop_threads.append(thread)
         thread.start()
+        atexit.register(_stop_event_loop, ended, timer, thread)
 
 
 def _tick(_timer: int, _opaque: object) -> None:
     """Nothing: see start_event_loop."""
 
 
-def _run_event_loop() -> None:
-    while True:
+def _run_event_loop(ended: threading.Event) -> None:
+    while not ended.is_set():
         libvirt.virEventRunDefaultImpl()
+
+
+def _stop_event_loop(ended: threading.Event, timer: int, thread: threading.Thread) -> None:
+    """At the interpreter's end: a callback in a thread that outlives it is a segmentation fault, after all was done."""
+    ended.set()
+    with contextlib.suppress(libvirt.libvirtError):
+        libvirt.virEventUpdateTimeout(timer, 0)  # the loop turns at once
+    thread.join(_LOOP_END_S)
 
 
 def _is_alive(connection: Any) -> bool:

@@ -7,13 +7,13 @@ only what it serves with.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import click
 
+from exporter import standard_streams
 from exporter.errors import UsageError, VirtgaugeError
 from exporter.nearest import nearest
 from exporter.version import VERSION
@@ -106,26 +106,28 @@ def _help_without_command(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `virtgauge` and exits: 0 success, 2 usage or settings, 1 any other error, 130 interrupted."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    standard_streams.guard()
+    status = run(sys.argv[1:] if arguments is None else arguments)
+    standard_streams.flush()
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs `virtgauge` with `arguments` and returns the exit status; errors are told on stderr."""
     try:
         result = build().main(list(arguments), prog_name="virtgauge", standalone_mode=False)
+        sys.stdout.flush()  # what cannot be shown is an error while one can still be told
         return result if isinstance(result, int) else 0
+    except standard_streams.ReaderGoneError as error:  # virtgauge --help | head
+        return error.exit_status
     except VirtgaugeError as error:
-        _tell(str(error))
+        _tell(str(error) or type(error).__name__)
         return error.exit_status
     except click.ClickException as error:
         _tell(_usage_message(error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        # The reader went away (virtgauge --help | head); Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _tell(message: str) -> None:

@@ -7,6 +7,7 @@ host, 1 the rest, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import sys
@@ -35,6 +36,7 @@ from exporter.operation_waiting import not_cut_off, shown_progress, wait_for
 from exporter.setting_catalogue import collector_defaults
 from exporter.setting_loading import load_settings
 from exporter.setting_types import parse_duration
+from exporter.standard_streams import OutputError
 
 AnyOperation = Operation[Any]
 _EPILOG = (
@@ -274,14 +276,17 @@ class Invocation:
                     click.echo(f"virtgauge: warning: an earlier {printable(told)}", err=True)
             result = self._confirmed(reference, parameters)
         except ControlError as error:
-            if output != "table":
-                render({"error": {**error.as_json(), "exit_status": error.exit_status}}, output)
+            with contextlib.suppress(OutputError):  # the error itself is told on standard error
+                if output != "table":
+                    render({"error": {**error.as_json(), "exit_status": error.exit_status}}, output)
             raise
         finally:
             self.executor.close()
-        render(result.model_dump(mode="json", exclude_none=True), output)
-        for warning in result.warnings if output == "table" else ():
-            click.echo(f"virtgauge: warning: {printable(warning)}", err=True)
+        try:
+            render(result.model_dump(mode="json", exclude_none=True), output)
+        finally:
+            for warning in result.warnings if output == "table" else ():
+                click.echo(f"virtgauge: warning: {printable(warning)}", err=True)
 
     def _request(self, confirmed: str | None) -> Request:
         deadline = self.common.get("deadline")
