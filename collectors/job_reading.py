@@ -180,8 +180,16 @@ class JobSource:
         return Record(domain_subject(part), self.collector, stats, now_s, tuple(constants)) if constants else None
 
     def _completed(self, session: Session, domain: Any) -> Mapping[str, Value]:
-        return self._asked(session, lambda: session.support.ask(
-            "jobStats completed", lambda: domain.jobStats(_COMPLETED | _KEEP))) or {}
+        name = "jobStats completed"
+        try:
+            return self._asked(session, lambda: session.support.ask(
+                name, lambda: domain.jobStats(_COMPLETED | _KEEP))) or {}
+        except libvirt.libvirtError as error:
+            # So libvirt before 6.0 speaks of a flag it lacks; without it, it would forget the job for everybody.
+            if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+                raise
+            session.support.unsupported.add(name)
+            return {}
 
     def _disks(self, session: Session, domain: Any, key: tuple[str, int], stats: dict[str, Value],
                constants: list[Constant]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import libvirt
@@ -13,8 +13,9 @@ from collectors.background import HASTENED_S
 from collectors.connection import Opener, Session
 from collectors.host import HostSource, huge_pages
 from collectors.inventory import Inventory
-from collectors.job_reading import FAST_S
+from collectors.job_reading import FAST_S, JobSource
 from collectors.periodic import RunningDomain, Scope, Source
+from collectors.snapshot import Record
 from collectors.support import Support
 from tests.samples import builder, series, snapshot
 
@@ -51,6 +52,44 @@ def test_a_source_gives_only_what_its_collector_declares_and_no_series_twice(ses
     declared = {d.name for d in collector.declarations}
     assert {series_name.partition("{")[0] for series_name in page(session, source)} <= declared
     assert page(session, source) is not None  # what is not supported was remembered: again without an error
+
+
+class OldLibvirt:
+    """A running domain of libvirt 5, which knows no flag to keep the last job's figures, and its lane's session."""
+
+    def __init__(self) -> None:
+        self.support = Support()
+        self.asked: list[int] = []
+
+    def domains(self, _uuids: Iterable[str]) -> list[OldLibvirt]:
+        return [self]
+
+    def lost(self, _error: libvirt.libvirtError) -> bool:
+        return False
+
+    def jobStats(self, flags: int) -> dict[str, int]:  # noqa: N802
+        self.asked.append(flags)
+        if flags & 2:
+            error = libvirt.libvirtError("invalid argument: unsupported flags (0x2)")
+            error.err = (libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_FROM_QEMU, "", 2, None, None, None, 0, 0)
+            raise error
+        return {"type": 2, "operation": 5, "time_elapsed": 1500} if self.asked.count(0) > 2 else {"type": 0}
+
+
+def test_jobs_of_a_libvirt_that_cannot_keep_the_last_one() -> None:
+    libvirt_5, now_s = OldLibvirt(), [1000.0]
+    source = JobSource(Inventory(), lambda: now_s[0])
+
+    def read() -> list[Record]:
+        now_s[0] += 61
+        return list(source.read(libvirt_5, RunningDomain("u", 1, "web")))  # type: ignore[arg-type]
+
+    assert read() == read() == []
+    assert "jobStats completed" in libvirt_5.support.unsupported
+    record, = read()
+    assert record.stats["job.time_elapsed"] == 1500
+    assert libvirt_5.asked.count(3) == 1
+    assert 1 not in libvirt_5.asked, "it would forget the figures for everybody else"
 
 
 def test_host(session: Session) -> None:
