@@ -76,9 +76,14 @@ def _address(device: Element) -> str:
     if address.get("uuid"):
         return address.get("uuid", "")
     if address.get("slot"):
-        domain, bus, slot = (_hexadecimal(address.get(word)) for word in ("domain", "bus", "slot"))
-        return f"{domain.zfill(4)}:{bus.zfill(2)}:{slot.zfill(2)}.{_hexadecimal(address.get('function'))}"
+        return pci_address(address)
     return f"{address.get('bus', '')}.{address.get('device', '')}"
+
+
+def pci_address(address: Element) -> str:
+    """0000:01:00.0, of an <address> with a slot."""
+    domain, bus, slot = (_hexadecimal(address.get(word)) for word in ("domain", "bus", "slot"))
+    return f"{domain.zfill(4)}:{bus.zfill(2)}:{slot.zfill(2)}.{_hexadecimal(address.get('function'))}"
 
 
 def _hexadecimal(text: str | None) -> str:

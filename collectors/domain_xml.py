@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from .configuration import configuration
+from .configuration import configuration, pci_address
 from .fields import Constant, Labels
 from .limits import limits
 from .owner_metadata import UNKNOWN_ENTITY, MappedLabel, Owner, cut, owner_of, split
@@ -51,9 +51,10 @@ class DomainXMLError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A <disk>.  ``source_file`` is a file, a block device, ``protocol:name`` or ``pool/volume``; empty without a
-    medium.  ``limits`` are pairs of a key of BLOCK_LIMITS and its number, only those that are set.  ``images`` are
-    QEMU's numbers of the images in its backing chain, the one on top first; empty where one has no number."""
+    """A <disk>.  ``source_file`` is a file, a block device, ``protocol:name``, ``pool/volume`` or
+    ``nvme:address/namespace``; empty without a medium.  ``limits`` are pairs of a key of BLOCK_LIMITS and its number,
+    only those that are set.  ``images`` are QEMU's numbers of the images in its backing chain, the one on top first;
+    empty where one has no number."""
 
     target_device: str
     device: str
@@ -239,6 +240,9 @@ def _source(disk: Element) -> str:
         return f"{source.get('protocol')}:{source.get('name', '')}"
     if source.get("pool"):
         return f"{source.get('pool')}/{source.get('volume', '')}"
+    address = source.find("address")
+    if source.get("namespace") and address is not None:
+        return f"nvme:{pci_address(address)}/{source.get('namespace')}"
     return source.get("file") or source.get("dev") or source.get("dir") or source.get("path") or ""
 
 

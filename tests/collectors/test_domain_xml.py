@@ -153,6 +153,8 @@ def test_how_often_the_guest_reports_its_memory(balloon: str, period_s: float | 
 
 @pytest.mark.parametrize(("source", "expected"), [
     ("<source protocol='rbd' name='pool/image'/>", "rbd:pool/image"),
+    ("<source type='pci' managed='yes' namespace='1'><address domain='0x0000' bus='0x0a' slot='0x00' function='0x0'/>"
+     "</source>", "nvme:0000:0a:00.0/1"),
     ("<source pool='fast' volume='v1'/>", "fast/v1"),
     ("<source type='unix' path='/run/disk.sock'/>", "/run/disk.sock"),
     ("<source dir='/srv/floppy'/>", "/srv/floppy"),
