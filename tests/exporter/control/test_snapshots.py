@@ -162,8 +162,8 @@ def test_external_snapshots_are_not_deleted_with_those_after_them(stacked):
         with pytest.raises(UnsupportedError, match=refused):
             control.dry("snapshot.delete", "web1", name=name, children=True)
     assert control.dry("snapshot.delete", "web1", name="three", children=True).plan.steps == ["delete it"]
-    forgotten = control("snapshot.delete", "web1", name="one", children=True, metadata_only=True)
-    assert forgotten.after["snapshots"] == []
+    forgotten = control.dry("snapshot.delete", "web1", name="one", children=True, metadata_only=True)
+    assert forgotten.plan.steps == ["delete it"]
 
 
 def test_an_external_snapshot_on_the_network_is_not_merged(stacked):
