@@ -76,7 +76,7 @@ class DocumentReader:
         """The documents of these collections that may reach into the span, by start; with these columns only."""
         margin_s = _RAW_MARGIN_S if resolution is RAW else resolution.span_s
         since, until = moment(max(0, int((span.start_s - margin_s) * 1000))), moment(int(span.end_s * 1000))
-        projection = wanted_projection(columns, _HEAD if resolution is RAW else (*_HEAD, "samples"))
+        projection = wanted_projection(columns, (*_HEAD, "_id" if resolution is RAW else "samples"))
         for name in resolution.collections(names, since, until + timedelta(milliseconds=1)):
             # No hint: it makes the embedded server walk the whole index, and there is one index that fits anyway.
             cursor = self._raw_database[name].find(

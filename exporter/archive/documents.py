@@ -156,13 +156,15 @@ def document_id(subject: Object, resolution: Resolution, start_ms: int, origin: 
     return Binary(subject.key() + place + start_ms.to_bytes(8, "big", signed=True) + origin)
 
 
-NO_ORIGIN = bytes(4)
+ORIGIN_BYTES = 4
+"""The end of an id: alike in the documents of one window of one spool."""
+NO_ORIGIN = bytes(ORIGIN_BYTES)
 """Origin of a roll-up's id: there is one for each hour or day."""
 
 
 def window_origin(spool: bytes, sequence: int) -> bytes:
     """Origin of a raw document: the spool's own random name and the number of the window's first frame."""
-    return hashlib.blake2b(spool + sequence.to_bytes(8, "big"), digest_size=4).digest()
+    return hashlib.blake2b(spool + sequence.to_bytes(8, "big"), digest_size=ORIGIN_BYTES).digest()
 
 
 Devices = Mapping[str, Mapping[str, Any]]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from exporter.archive.documents import VALUES, Column, Document, milliseconds
+from exporter.archive.documents import ORIGIN_BYTES, VALUES, Column, Document, milliseconds
 from exporter.archive.points import Floats, Integers
 
 Key = tuple[str, str, str]
 """(group, device, column); the device is empty for the object's own values."""
 
+_ORIGIN = slice(-ORIGIN_BYTES, None)
 RESTART_COLUMNS = ("cpu_time_ns", "started_s")
 """The object's own columns that tell a restart: its CPU time steps back, or its process has another start time."""
 
@@ -75,21 +75,40 @@ def _is_group(value: object) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def raw_columns(documents: Iterable[Mapping[str, Any]], wanted: Iterable[Column]) -> RawColumns:
+def lives_of(documents: Sequence[Mapping[str, Any]]) -> list[int]:
+    """One number for each raw document, in the order of their starts; it changes with the host, and at overlaps.
+
+    Documents of different windows overlap where the clock was set back: neighbours by the clock are not neighbours in
+    time then, so nothing is reckoned from one to the next. Those of one window (a change of state and back) may.
+    """
+    overlapping = [False] * len(documents)
+    latest = 0  # the one that ends latest so far
+    for place, document in enumerate(documents):
+        other = documents[latest]
+        if document["host"] != other["host"]:
+            latest = place
+            continue
+        if document["start"] < other["end"] and document["_id"][_ORIGIN] != other["_id"][_ORIGIN]:
+            overlapping[place] = overlapping[latest] = True
+        if document["end"] >= other["end"]:
+            latest = place
+    found: list[int] = []
+    for place, document in enumerate(documents):
+        breaks = place > 0 and (overlapping[place - 1] or overlapping[place]
+                                or document["host"] != documents[place - 1]["host"])
+        found.append((found[-1] if found else 0) + breaks)
+    return found
+
+
+def raw_columns(documents: Sequence[Mapping[str, Any]], wanted: Iterable[Column]) -> RawColumns:
     """The columns of raw documents in the order of their starts."""
     names = _names_by_group(wanted)
     offsets: list[Floats] = []
     lives: list[Integers] = []
     pieces: dict[Key, list[tuple[int, Sequence[Any]]]] = {}
-    rows, life = 0, 0
-    before: tuple[datetime, Any] | None = None
-    for document in documents:
-        start, end, host = document["start"], document["end"], document.get("host")
-        # A document that begins before the last one's end was written after the clock was set back.
-        if before is not None and (start < before[0] or host != before[1]):
-            life += 1
-        before = end, host
-        times = milliseconds(start) + np.asarray(document["offsets_ms"], dtype=np.float64)
+    rows = 0
+    for document, life in zip(documents, lives_of(documents), strict=True):
+        times = milliseconds(document["start"]) + np.asarray(document["offsets_ms"], dtype=np.float64)
         for key, column in _columns_of(document, names):
             if len(column) == len(times):
                 pieces.setdefault(key, []).append((rows, column))

@@ -36,6 +36,7 @@ from exporter.archive.documents import (
     moment,
 )
 from exporter.archive.partitions import prepare_partition
+from exporter.archive.raw_columns import lives_of
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 LONGEST_WINDOW_MS = 300_000
@@ -47,10 +48,14 @@ Place = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Samples:
-    """One object's samples in order: ``values[place, sample]`` in libvirt's units, NaN where unknown."""
+    """One object's samples: ``values[place, sample]`` in libvirt's units, NaN where unknown.
+
+    In order within each of ``lives``, which changes where the clock was set back (`lives_of`).
+    """
 
     subject: Object
     times_ms: Integers
+    lives: Integers
     places: tuple[Place, ...]
     values: Floats
 
@@ -161,21 +166,23 @@ def _samples(documents: list[Document]) -> _Samples:
         for row, column in part:
             values[row, at:at + count] = np.array(column, dtype=np.float64)  # None becomes NaN
     times = np.concatenate(starts)
-    order = np.argsort(times, kind="stable")  # a clock that was set back puts later documents first
-    return _Samples(_subject(documents[-1]), times[order], tuple(places), values[:, order])
+    lives = np.repeat(lives_of(documents), [document["count"] for document in documents])
+    order = np.lexsort((times, lives))  # a domain that was paused in a window has two documents of it
+    return _Samples(_subject(documents[-1]), times[order], lives[order], tuple(places), values[:, order])
 
 
 def _points(samples: _Samples, hour_ms: int) -> RollUp | None:
-    times = samples.times_ms
-    inside = (times >= hour_ms) & (times < hour_ms + HOUR_MS)
-    if not inside.any():
+    order = np.argsort(samples.times_ms, kind="stable")
+    times = samples.times_ms[order]
+    inside = order[(times >= hour_ms) & (times < hour_ms + HOUR_MS)]
+    if not len(inside):
         return None
     table = columns(COLLECTORS)
     counter = np.array([(group, name) in table and table[group, name].counter for group, _, name in samples.places])
     changes, elapsed_s = _changes(samples, counter)
     with np.errstate(divide="ignore", invalid="ignore"):
         shown = np.where(counter[:, None], changes / elapsed_s, samples.values)[:, inside]
-    bins = (times[inside] - hour_ms) // (FIVE_MINUTES.step_s * 1000)
+    bins = (samples.times_ms[inside] - hour_ms) // (FIVE_MINUTES.step_s * 1000)
     numbers, firsts, counts = np.unique(bins, return_index=True, return_counts=True)
     changes, elapsed_s = changes[:, inside], elapsed_s[inside]
     sums = np.add.reduceat(np.where(counter[:, None], np.nan_to_num(changes), np.nan_to_num(shown)), firsts, axis=1)
@@ -200,7 +207,8 @@ def _changes(samples: _Samples, counter: Booleans) -> tuple[Floats, Floats]:
     elapsed_s[1:] = np.diff(times) / 1000
     changes[:, 1:] = np.diff(values, axis=1)
     usual_s = float(np.median(elapsed_s[1:]))
-    changes[:, ~((elapsed_s > 0) & (elapsed_s <= _GAP * max(usual_s, 1.0)))] = np.nan
+    same = np.diff(samples.lives, prepend=samples.lives[0]) == 0
+    changes[:, ~(same & (elapsed_s > 0) & (elapsed_s <= _GAP * max(usual_s, 1.0)))] = np.nan
     fell = (changes < 0) & counter[:, None]
     if fell.any():
         for device in {samples.places[row][:2] for row in np.flatnonzero(fell.any(axis=1)).tolist()}:

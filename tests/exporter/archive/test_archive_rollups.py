@@ -119,6 +119,37 @@ def test_a_reset_counts_for_nothing_and_a_gap_for_no_rate(database):
     close(vda["read_bytes"]["max"], [1000 / 15, 100 / 15])
 
 
+@pytest.mark.parametrize(("ahead_ms", "back_ms"), [(0, 293_000), (7_000, 298_000), (7_000, 20_000), (0, 1_200_000)])
+def test_a_clock_that_was_set_back_gives_no_absurd_rate(database, ahead_ms, back_ms):
+    """Half an hour; from its middle on the same minutes come again, with counters that went on."""
+    windows = []
+    for number in range(60):
+        start_ms = HOUR + 30_000 * number + (ahead_ms if number < 30 else -back_ms)
+        cpu = [10**9 * (30 * number + 10 * n) for n in range(3)]
+        windows.append(minute(start_ms, {"cpu_time_ns": cpu}, step_ms=10_000, count=3))
+    store(database, windows)
+    roll_up_hour(database, HOST.uuid, HOUR)
+    cpu = only(database, FIVE_MINUTES)["values"]["cpu_time_ns"]
+    close(cpu["max"], [1e9] * len(cpu["max"]))
+    close(cpu["min"], [1e9] * len(cpu["min"]))
+    assert 0.3 * 1800e9 < sum(cpu["increase"]) <= 1800e9
+
+
+def test_a_pause_within_a_window_costs_no_rate(database):
+    """Two documents of one window, whose samples alternate."""
+    running = Window(WEB, HOUR, [0, 10_000, 30_000], {"cpu_time_ns": [0, 10**10, 3 * 10**10]}, {})
+    paused = Window(WEB, HOUR + 20_000, [0], {"cpu_time_ns": [2 * 10**10]}, {})
+    for window in (running, paused):
+        name = RAW.collection(moment(HOUR))
+        prepare_partition(database, name, False)
+        database[name].insert_one(window.document(window_origin(b"test", 1)))
+    database.objects.insert_one({"_id": b"web", "kind": "domain", "uuid": UUID(int=5), "host": HOST.uuid,
+                                 "first_seen": moment(HOUR), "last_seen": moment(HOUR)})
+    roll_up_hour(database, HOST.uuid, HOUR)
+    cpu = only(database, FIVE_MINUTES)["values"]["cpu_time_ns"]
+    assert (cpu["increase"], cpu["max"]) == ([3 * 10**10], [10**9])
+
+
 def test_unknown_stays_unknown(database):
     unknown = [None, None, None, None]
     store(database, [minute(HOUR, {"memory_rss_kib": unknown, "memory_usable_kib": [None, 5, 7, None]}),
