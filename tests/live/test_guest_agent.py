@@ -102,6 +102,21 @@ def test_what_the_agent_tells_is_on_the_control_services_page(
         hypervisor.virsh("undefine", plain.name)
 
 
+def test_an_agent_that_is_not_asked_for_want_of_a_lock_is_told_of(service: ControlService, guest: GuestConsole) -> None:
+    """Its series go, which says nothing by itself; the collector's success and the log do."""
+    success, locks = 'libvirt_scrape_collector_success{collector="agent"}', service.state / "control" / "locks"
+    shows(service, "up", 1)
+    locks.rename(locks.with_name("away"))
+    locks.touch()
+    eventually(lambda: page(service).get(success) == 0, "the reading has failed", 120)
+    assert not [name for name in page(service) if NAME in name]
+    assert "the guest agent is not asked: " in (service.folder / "log").read_text()
+    locks.unlink()
+    locks.with_name("away").rename(locks)
+    shows(service, "up", 1)
+    eventually(lambda: page(service).get(success) == 1, "the reading goes on", 120)
+
+
 def test_an_agent_that_goes_returns_or_falls_mute(service: ControlService, guest: GuestConsole) -> None:
     shows(service, "up", 1)
     guest.order("agent gone")
