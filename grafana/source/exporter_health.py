@@ -96,7 +96,7 @@ EXPORTER = Dashboard(
                     "control audit, records access-refused.",
                     Query("round(sum by (instance, reason) (increase(virtgauge_http_refused_total{@host}[$__range]))) "
                           "> 0", "Times", narrow=True),
-                    labels={"instance": "Host", "reason": "Why"}, sort="Times", empty="None"),
+                    labels={"instance": "Host", "reason": "Why"}, sort="Times", width=12, height=8),
         )),
         Row("The process", (
             graph("CPU", "Share of a CPU that virtgauge itself uses.", "percentunit",
