@@ -308,8 +308,9 @@ class Invocation:
             return self._run(reference, parameters, self._request(subject.name))
         known = self.operation.is_destructive(parameters) and not self.common.get("dry_run")
         confirmed = self._agreed(reference, parameters) if known else None
+        request = replace(self._request(confirmed), can_be_asked=not known and sys.stdin.isatty())
         try:
-            return self._run(reference, parameters, self._request(confirmed))
+            return self._run(reference, parameters, request)
         except UnconfirmedError:
             if known:
                 raise

@@ -49,6 +49,8 @@ class Request:
     dry_run: bool = False
     confirmed: str | None = None
     """The subject's name, repeated by the caller; asked for where the operation is destructive."""
+    can_be_asked: bool = False
+    """Whether the caller asks a person where `confirmed` is missing: the act is then not refused, but put off."""
     lock_wait_s: float = 0.0
     deadline_s: float | None = None
     """Instead of the operation's own."""
@@ -177,7 +179,8 @@ class Executor:
                 _confirm(operation, call.subject, request)
             return plan
         except ControlError as error:
-            act.refused(error)
+            if not (request.can_be_asked and isinstance(error, UnconfirmedError)):
+                act.refused(error)
             raise
 
     def _unchanged(self, operation: AnyOperation, call: Call, parameters: Parameters, plan: Plan, act: Act) -> Result:

@@ -156,21 +156,40 @@ def test_who_says_yes_is_not_refused_first_where_it_only_turns_out_what_is_lost(
     assert [record["event"] for record in trail.records()] == ["begin", "end"]
 
 
+@pytest.fixture
+def answering(flags):
+    """Runs a command as a person would, who answers its question; its exit status and what it said."""
+
+    def run(answer, *words):
+        primary, secondary = pty.openpty()
+        program = [sys.executable, "-c", "from exporter.cli import main; main()", *words, *flags]
+        try:
+            process = subprocess.Popen(program, stdin=secondary, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                       text=True)  # fmt: skip
+            os.write(primary, answer.encode())
+            _, err = process.communicate(timeout=300)
+        finally:
+            os.close(primary)
+            os.close(secondary)
+        return process.returncode, err
+
+    return run
+
+
 @pytest.mark.parametrize(("answer", "status"), [("n\n", 130), ("\n", 130), ("y\n", 0)])
-def test_a_person_is_asked_with_the_name_and_what_would_be_lost(flags, answer, status):
-    primary, secondary = pty.openpty()
-    program = [sys.executable, "-c", "from exporter.cli import main; main()", "interface", "undefine", "lan0"]
-    try:
-        process = subprocess.Popen([*program, "--commit", *flags], stdin=secondary, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True)  # fmt: skip
-        os.write(primary, answer.encode())
-        _, err = process.communicate(timeout=60)
-    finally:
-        os.close(primary)
-        os.close(secondary)
-    assert process.returncode == status
+def test_a_person_is_asked_with_the_name_and_what_would_be_lost(answering, answer, status):
+    returned, err = answering(answer, "interface", "undefine", "lan0", "--commit")
+    assert returned == status
     assert "would be lost: the definition of lan0" in err
     assert "undefine of interface lan0 cannot be undone. Go on? [y/N]" in err
+
+
+@pytest.mark.parametrize(("answer", "events"), [("n\n", []), ("y\n", ["begin", "end"])])
+def test_a_person_who_is_asked_for_what_only_the_plan_shows_is_not_refused(answering, tmp_path, answer, events):
+    status, err = answering(answer, "network", "stop", "lan")
+    assert status == (0 if events else 130)
+    assert "stop of network lan cannot be undone. Go on? [y/N]" in err
+    assert [record["event"] for record in Trail(tmp_path / "state/control/audit.jsonl").records()] == events
 
 
 def test_names_and_commands_are_completed(flags, monkeypatch, tmp_path):
