@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import libvirt
-from pydantic import Field, JsonValue
+from pydantic import Field
 
+from exporter.control.connection import is_remote
 from exporter.control.device_change import FLAGS, DeviceChange, DeviceParameters, Side, Step, Values, device_root
 from exporter.control.device_removal import remove_live
 from exporter.control.errors import RefusedError
 from exporter.control.guest_fields import GuestDisk, Word
 from exporter.control.guest_xml import TARGET_PREFIXES, disk_element
-from exporter.control.image_users import users_of
+from exporter.control.image_users import files_of, source_file, users_of
 from exporter.control.operation import Call, Operation, Plan
 
 _MOST_TARGETS = 26
@@ -49,10 +51,11 @@ class AttachDisk(DeviceChange[AttachDiskParameters]):
             raise RefusedError(
                 f"domain {call.subject.name} has another disk at {target}", next_step="choose another --device"
             )
-        twins = [other for other, disk in now.items() if other != target and _file(disk) == new["file"]]
+        twins = _disks_with(call, side, str(new["file"])) - {target}
         if twins and not parameters.read_only:
             raise RefusedError(
-                f"domain {call.subject.name} has {new['file']} as its disk {twins[0]}", next_step="choose another image"
+                f"domain {call.subject.name} has {new['file']} in its disk {min(twins)}",
+                next_step="choose another image",
             )
         return now | {target: new}
 
@@ -148,8 +151,32 @@ class DetachDisk(DeviceChange[DetachDiskParameters]):
 
 def disks_of(handle: Any, side: Side) -> Values:
     """By target: file, format, bus, serial, read_only; what is not known is absent. No CD-ROM or floppy drives."""
+    return dict(disk_of_domain(handle, disk) for disk in _elements(handle, side))
+
+
+def _elements(handle: Any, side: Side) -> list[Element]:
     found = device_root(handle, side).iterfind("devices/disk")
-    return dict(disk_shown(disk) for disk in found if disk.get("device", "disk") in ("disk", "lun"))
+    return [disk for disk in found if disk.get("device", "disk") in ("disk", "lun")]
+
+
+def _disks_with(call: Call, side: Side, file: str) -> set[str]:
+    """The targets of the domain's disks that are that file, or stand on it."""
+    connection = call.session.connection
+    local = not is_remote(connection.getURI())
+    return {
+        disk_shown(disk)[0]
+        for disk in _elements(call.subject.handle, side)
+        if os.path.realpath(file) in map(os.path.realpath, files_of(connection, disk, local=local))
+    }
+
+
+def disk_of_domain(handle: Any, disk: Element) -> tuple[str, Values]:
+    """As `disk_shown`; a volume of a pool is the file that it is, where libvirt knows."""
+    target, shown = disk_shown(disk)
+    source = disk.find("source")
+    if source is not None and source.get("volume") and (file := source_file(handle.connect(), source)):
+        shown["file"] = file
+    return target, shown
 
 
 def disk_shown(disk: Element) -> tuple[str, Values]:
@@ -165,10 +192,6 @@ def disk_shown(disk: Element) -> tuple[str, Values]:
     }
     name = (target.get("dev") or "") if target is not None else ""
     return name, {key: value for key, value in shown.items() if value is not None}
-
-
-def _file(disk: JsonValue) -> JsonValue:
-    return disk.get("file") if isinstance(disk, dict) else None
 
 
 def attach(call: Call, element: Element, side: Side) -> None:
@@ -197,7 +220,7 @@ def _free_target(handle: Any, bus: str, element: Element) -> str:
         if not (handle.isActive() if side == "live" else handle.isPersistent()):
             continue
         for disk in device_root(handle, side).iterfind("devices/disk"):
-            target, shown = disk_shown(disk)
+            target, shown = disk_of_domain(handle, disk)
             if shown == wanted:
                 return target
             taken.add(target)

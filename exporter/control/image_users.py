@@ -19,6 +19,7 @@ from exporter.control.connection import is_remote
 from exporter.control.image_format import backing_file
 
 _LONGEST_CHAIN = 64
+_POOLS_OF_FILES = ("dir", "fs", "netfs", "logical")
 
 
 def users_of(connection: Any, path: str, *, running: bool, besides: str | None = None,
@@ -73,8 +74,17 @@ def source_file(connection: Any, source: Element) -> str:
     """The file or device that a `<source>` is; empty for one on the network, and for a volume that is not known."""
     if (pool := source.get("pool")) and (volume := source.get("volume")):
         with suppress(libvirt.libvirtError):
-            return str(connection.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())
+            return _volume_path(connection.storagePoolLookupByName(pool), volume)
     return source.get("file") or source.get("dev") or ""
+
+
+def _volume_path(pool: Any, volume: str) -> str:
+    """Also of a pool that is stopped, which knows no volumes, where they lie in its folder by their names."""
+    if pool.isActive():
+        return str(pool.storageVolLookupByName(volume).path())
+    known = element_tree(pool.XMLDesc(0))
+    folder = known.findtext("target/path")
+    return os.path.join(folder, volume) if folder and known.get("type") in _POOLS_OF_FILES else ""
 
 
 def _below(file: str) -> str | None:

@@ -19,7 +19,7 @@ from exporter.control.domain import DomainOperation, P, domain_state, is_state, 
 from exporter.control.errors import ControlError, NotFoundError, RefusedError, UnsupportedError, from_libvirt
 from exporter.control.folders import Folders
 from exporter.control.guest_fields import OneLine
-from exporter.control.hotplug_disk import disk_shown
+from exporter.control.hotplug_disk import disk_of_domain, disk_shown
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, moment
 from exporter.control.quiescing import quiesced, refuse_without_agent
 from exporter.control.snapshot_images import made_by, merged_away, refuse_missing
@@ -109,6 +109,7 @@ class CreateSnapshot(OfDomain[CreateSnapshotParameters]):
                     next_step="take an external one",
                 )
             if parameters.kind == "external":
+                _refuse_volumes(handle, name)
                 overlay = _overlay(call, parameters.name, target, str(disk.get("file") or ""))
                 if overlay.exists():
                     raise RefusedError(f"{overlay} exists already", next_step="choose another name")
@@ -336,8 +337,24 @@ def _disks(handle: Any) -> dict[str, dict[str, JsonValue]]:
     """The disks that a snapshot takes: those that the guest can write to."""
     side: Literal["live", "persistent"] = "live" if handle.isActive() else "persistent"
     found = device_root(handle, side).iterfind("devices/disk")
-    shown = (disk_shown(disk) for disk in found if disk.get("device", "disk") == "disk")
+    shown = (disk_of_domain(handle, disk) for disk in found if disk.get("device", "disk") == "disk")
     return {target: disk for target, disk in shown if not disk.get("read_only")}
+
+
+def _refuse_volumes(handle: Any, name: str) -> None:
+    """Raises RefusedError where an external snapshot of a guest that is off takes a pool's volume.
+
+    Measured on libvirt 9.0: it makes one, and can then neither delete it nor revert to it ("disk source and parent disk
+    source are not the same"). Of a running guest it keeps the volume in the chain of the disk.
+    """
+    for disk in device_root(handle, "persistent").iterfind("devices/disk") if not handle.isActive() else ():
+        source, target = disk.find("source"), disk_shown(disk)[0]
+        if source is not None and source.get("volume") and target in _disks(handle):
+            raise RefusedError(
+                f"disk {target} of domain {name} is volume {source.get('volume')} of pool {source.get('pool')}, and"
+                " libvirt could not delete an external snapshot of it that is taken while the guest is off",
+                next_step="start the guest first, or take an internal one where the volume is qcow2",
+            )
 
 
 def _targets(handle: Any) -> list[str]:
@@ -347,6 +364,13 @@ def _targets(handle: Any) -> list[str]:
 
 def _overlay(call: Call, name: str, target: str, file: str) -> Path:
     """The new file of a disk: beside its image, in an image folder, a name of ours."""
+    if not os.path.isabs(file):
+        raise RefusedError(
+            f"disk {target} of domain {call.subject.name} is {file or 'nothing'}, no file that libvirt knows of on this"
+            " host: an external snapshot's new file has no place beside it",
+            next_step="take an internal one where the disk is qcow2, or name a place: 'virsh snapshot-create-as"
+            f" --disk-only --diskspec {target},file=...'",
+        )
     image = call.folders.image(file, f"disk {target}")
     safe = "".join(character if character.isalnum() else "_" for character in name)
     return Path(os.path.realpath(image.parent)) / f"{image.stem[:100]}.{safe}.qcow2"

@@ -200,7 +200,7 @@ def test_a_disk_comes_and_goes_while_scraped(
         eventually(lambda: written(scraper, "vdb") == 1 << 20, "the exporter's count of it")
         with pytest.raises(RefusedError, match="has another disk at vdb"):
             operator("domain.attach-disk", GUEST, file=str(image), device="vdb", serial="other")
-        with pytest.raises(RefusedError, match=r"has .*raw as its disk vdb"):
+        with pytest.raises(RefusedError, match=r"has .*raw in its disk vdb"):
             operator("domain.attach-disk", GUEST, file=str(image), device="vdc")
         detached = operator("domain.detach-disk", GUEST, device="vdb")
         assert set(detached.after["live"]) == set(detached.after["persistent"]) == {"vda"}

@@ -440,6 +440,49 @@ threading.Event().wait()
 """
 
 
+def test_a_snapshot_of_a_pools_volume(operator: Operator, hypervisor: PrivateHypervisor) -> None:
+    """Its overlay lies beside the volume, and the disk is the volume again once it is deleted."""
+    pooled, other = define(hypervisor, "pooled", saying("UP")), define(hypervisor, "other", saying("UP"))
+    folder = hypervisor.folder / "images"
+    operator("pool.define", name="held", folder=str(folder))
+    operator("pool.start", "held")
+    root = ElementTree.fromstring(hypervisor.virsh("dumpxml", "pooled"))
+    (disk,) = root.iterfind("devices/disk")
+    disk.set("type", "volume")
+    (source,) = disk.iterfind("source")
+    source.attrib = {"pool": "held", "volume": pooled.disk.name}
+    file = hypervisor.folder / "definitions" / "pooled.xml"
+    file.write_text(ElementTree.tostring(root, encoding="unicode"))
+    hypervisor.virsh("define", str(file))
+    try:
+        with pytest.raises(RefusedError, match=r"hda of domain pooled is volume pooled.raw of pool held.*start"):
+            operator.dry("snapshot.create", "pooled", name="one")
+        operator("domain.start", "pooled")
+        made = operator("snapshot.create", "pooled", name="one")
+        overlay = str(made.details["files"]["hda"])
+        (row,) = operator("domain.block-jobs", "pooled").details["rows"]
+        assert (Path(overlay).parent, row["chain"]) == (folder, [overlay, str(pooled.disk)])
+        assert operator("snapshot.delete", "pooled", name="one").after["snapshots"] == []
+        assert f"<source pool='held' volume='{pooled.disk.name}'" in hypervisor.virsh("dumpxml", "pooled")
+        assert not Path(overlay).exists()
+        again = {"file": str(pooled.disk), "format": "raw"}
+        for running in (True, False):  # the pool
+            with pytest.raises(RefusedError, match=f"domain pooled has {pooled.disk} in its disk hda"):
+                operator.dry("domain.attach-disk", "pooled", **again)
+            with pytest.raises(RefusedError, match=f"{pooled.disk} is in use by domain pooled"):
+                operator.dry("domain.attach-disk", "other", **again)
+            if running:
+                operator("pool.stop", "held")
+        detached = operator.dry("domain.detach-disk", "pooled", device="hda", apply_to="persistent")
+        assert str(pooled.disk) in detached.plan.diff
+    finally:
+        operator("domain.destroy", "pooled")
+        for name in (pooled.name, other.name):
+            operator("domain.undefine", name, snapshots=True)
+        operator("pool.stop", "held")
+        operator("pool.undefine", "held")
+
+
 def test_an_empty_overlay_is_committed_at_once(operator: Operator, hypervisor: PrivateHypervisor) -> None:
     """The guest has written nothing since: libvirt counts such a job as 1 of 1."""
     guest = define(hypervisor, "idle", saying("UP"))

@@ -147,6 +147,13 @@ def test_an_external_snapshot_in_an_image_of_any_kind_is_merged(stacked, image, 
     assert plan.steps == [f"write {image} into /images/base{then}", "delete it"]
 
 
+def test_an_external_snapshot_has_no_place_beside_an_image_on_the_network(stacked):
+    source = "<source protocol='nbd' name='top'><host name='images.example'/></source>"
+    control = stacked("network", source, snapshot("network", "internal"))
+    with pytest.raises(RefusedError, match=r"disk vda of domain web1 is top, no file that.*--diskspec vda"):
+        control.dry("snapshot.create", "web1", name="two")
+
+
 def test_external_snapshots_are_not_deleted_with_those_after_them(stacked):
     """libvirt refuses them in any place below the one that is named."""
     kind, source = SOURCES["/images/top"]
