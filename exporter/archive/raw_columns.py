@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from exporter.archive.documents import ORIGIN_BYTES, VALUES, Column, Document, milliseconds
 from exporter.archive.points import Floats, Integers
@@ -118,7 +119,8 @@ def raw_columns(documents: Sequence[Mapping[str, Any]], wanted: Iterable[Column]
     times_s = np.concatenate(offsets) / 1000 if offsets else np.empty(0)
     columns = {key: _filled(rows, parts) for key, parts in pieces.items()}
     joined = np.concatenate(lives) if lives else np.empty(0, dtype=np.int64)
-    return RawColumns(times_s, joined + _restarts(columns, rows), columns)
+    own = {name: column for (group, _, name), column in columns.items() if group == VALUES}
+    return RawColumns(times_s, joined + np.cumsum(restarts(own, rows)), columns)
 
 
 def _names_by_group(wanted: Iterable[Column]) -> dict[str, set[str]]:
@@ -149,15 +151,15 @@ def _filled(rows: int, pieces: Sequence[tuple[int, Sequence[Any]]]) -> Floats:
     return values
 
 
-def _restarts(columns: Mapping[Key, Floats], rows: int) -> Integers:
-    """Number of restarts up to each row, told by the restart columns."""
-    marks = np.zeros(rows, dtype=np.int64)
+def restarts(columns: Mapping[str, Floats], rows: int) -> npt.NDArray[np.bool_]:
+    """Whether a domain began anew before each row, told by its RESTART_COLUMNS."""
+    found = np.zeros(rows, dtype=np.bool_)
     for name in RESTART_COLUMNS:
-        values = columns.get((VALUES, "", name))
+        values = columns.get(name)
         if values is None:
             continue
         known = np.flatnonzero(~np.isnan(values))
         change = np.diff(values[known])
         # The start time is computed from clock ticks and the boot time; it may wander by a fraction of a second.
-        marks[known[1:][change < 0 if name == "cpu_time_ns" else np.abs(change) > 2]] = 1
-    return np.cumsum(marks)
+        found[known[1:][change < 0 if name == "cpu_time_ns" else np.abs(change) > 2]] = True
+    return found

@@ -36,7 +36,7 @@ from exporter.archive.documents import (
     moment,
 )
 from exporter.archive.partitions import prepare_partition
-from exporter.archive.raw_columns import lives_of
+from exporter.archive.raw_columns import lives_of, restarts
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 LONGEST_WINDOW_MS = 300_000
@@ -184,7 +184,7 @@ def _points(samples: _Samples, hour_ms: int) -> RollUp | None:
         shown = np.where(counter[:, None], changes / elapsed_s, samples.values)[:, inside]
     bins = (samples.times_ms[inside] - hour_ms) // (FIVE_MINUTES.step_s * 1000)
     numbers, firsts, counts = np.unique(bins, return_index=True, return_counts=True)
-    changes, elapsed_s = changes[:, inside], elapsed_s[inside]
+    changes, elapsed_s = changes[:, inside], elapsed_s[:, inside]
     sums = np.add.reduceat(np.where(counter[:, None], np.nan_to_num(changes), np.nan_to_num(shown)), firsts, axis=1)
     weights = np.where(np.isnan(shown), 0.0, np.where(counter[:, None], elapsed_s, 1.0))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -198,28 +198,36 @@ def _points(samples: _Samples, hour_ms: int) -> RollUp | None:
 
 
 def _changes(samples: _Samples, counter: Booleans) -> tuple[Floats, Floats]:
-    """(change since the sample before, seconds since then), NaN where there is none or something began anew."""
-    values, times = samples.values, samples.times_ms
-    changes = np.full(values.shape, np.nan)
-    elapsed_s = np.full(len(times), np.nan)
-    if len(times) < 2:
-        return changes, elapsed_s
-    elapsed_s[1:] = np.diff(times) / 1000
-    changes[:, 1:] = np.diff(values, axis=1)
-    usual_s = float(np.median(elapsed_s[1:]))
-    same = np.diff(samples.lives, prepend=samples.lives[0]) == 0
-    changes[:, ~(same & (elapsed_s > 0) & (elapsed_s <= _GAP * max(usual_s, 1.0)))] = np.nan
+    """(change since the last known value, seconds since then) of each value, NaN where one is unknown or began anew."""
+    values = samples.values
+    own = {place[2]: values[row] for row, place in enumerate(samples.places) if place[0] == VALUES}
+    lives = samples.lives + np.cumsum(restarts(own, values.shape[1]))
+    changes, elapsed_s = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
+    whole = ~np.isnan(values).any(axis=1)
+    changes[whole, 1:], elapsed_s[whole, 1:] = _steps(values[whole], samples.times_ms, lives)
+    for row in np.flatnonzero(~whole & counter).tolist():
+        # A guest's own counters are read once a minute, whatever the interval.
+        known = np.flatnonzero(~np.isnan(values[row]))
+        changes[row, known[1:]], elapsed_s[row, known[1:]] = _steps(
+            values[row:row + 1, known], samples.times_ms[known], lives[known])
     fell = (changes < 0) & counter[:, None]
     if fell.any():
         for device in {samples.places[row][:2] for row in np.flatnonzero(fell.any(axis=1)).tolist()}:
             rows = np.array([place[:2] == device for place in samples.places])
-            if device[0] == VALUES:
-                # The domain itself: all began anew where its CPU time fell, else each value speaks for itself.
-                identity = np.array([place[2] == "cpu_time_ns" for place in samples.places])
-                changes[:, fell[identity].any(axis=0)] = np.nan
+            if device[0] == VALUES:  # the domain goes on, so each value speaks for itself
                 changes[fell & rows[:, None]] = np.nan
             else:
                 changes[np.ix_(rows, fell[rows].any(axis=0))] = np.nan
+    return changes, elapsed_s
+
+
+def _steps(values: Floats, times_ms: Integers, lives: Integers) -> tuple[Floats, Floats]:
+    """(change, seconds) from each sample to the next, of rows without gaps; no change where lives or a gap part them.
+    """
+    elapsed_s, changes = np.diff(times_ms) / 1000, np.diff(values, axis=1)
+    usual_s = float(np.median(elapsed_s)) if len(elapsed_s) else 0.0
+    near = (np.diff(lives) == 0) & (elapsed_s > 0) & (elapsed_s <= _GAP * max(usual_s, 1.0))
+    changes[:, ~near] = np.nan
     return changes, elapsed_s
 
 

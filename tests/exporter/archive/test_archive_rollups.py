@@ -150,6 +150,27 @@ def test_a_pause_within_a_window_costs_no_rate(database):
     assert (cpu["increase"], cpu["max"]) == ([3 * 10**10], [10**9])
 
 
+def test_a_restart_is_told_by_the_process_too_where_every_counter_stands_higher_afterwards(database):
+    first = {"cpu_time_ns": [10**9 * n for n in range(4)], "started_s": [1000.1, 1000.1, 1000.2, 1000.1]}
+    second = {"cpu_time_ns": [10**9 * (4 + n) for n in range(4)], "started_s": [1058.0] * 4}
+    store(database, [minute(HOUR, first, {"vda": {"read_bytes": [0, 10, 20, 30]}}),
+                     minute(HOUR + 60_000, second, {"vda": {"read_bytes": [10**9 + 10 * n for n in range(4)]}})])
+    roll_up_hour(database, HOST.uuid, HOUR)
+    document = only(database, FIVE_MINUTES)
+    assert document["values"]["cpu_time_ns"]["increase"] == [6 * 10**9]
+    assert document["disks"][0]["read_bytes"]["increase"] == [60]
+
+
+def test_a_counter_that_is_fresh_once_a_minute_has_its_rate(database):
+    """The monitor is asked for the balloon's once a minute."""
+    store(database, [minute(HOUR + 60_000 * n, {"cpu_time_ns": [10**9 * (4 * n + k) for k in range(4)],
+                                                "memory_major_fault": [600 * n, None, None, None]})
+                     for n in range(-1, 10)])
+    roll_up_hour(database, HOST.uuid, HOUR)
+    faults = only(database, FIVE_MINUTES)["values"]["memory_major_fault"]
+    assert faults == {"min": [10, 10], "max": [10, 10], "avg": [10, 10], "increase": [3000, 3000]}
+
+
 def test_unknown_stays_unknown(database):
     unknown = [None, None, None, None]
     store(database, [minute(HOUR, {"memory_rss_kib": unknown, "memory_usable_kib": [None, 5, 7, None]}),
