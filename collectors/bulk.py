@@ -161,7 +161,7 @@ def is_complete(stats: Mapping[str, Value], mask: int) -> bool | None:
     if mask & GROUP_BITS["balloon"]:
         return "balloon.rss" in stats
     if mask & GROUP_BITS["block"] and stats.get("block.count"):
-        return any(key.endswith(".rd.reqs") for key in stats)
+        return "block.0.rd.reqs" in stats or any(key.endswith(".rd.reqs") for key in stats)  # the first may lack them
     return None if mask & ~SAFE_MASK else True
 
 

@@ -54,7 +54,7 @@ class Sampler:
     """Samples one target.  All methods in one thread."""
 
     def __init__(self, pool: LanePool, inventory: Inventory, collectors: Iterable[Collector],
-                 records: DomainRecords, background: Background, chunk: int = 12, constants: tuple[Constant, ...] = (),
+                 records: DomainRecords, background: Background, chunk: int = 16, constants: tuple[Constant, ...] = (),
                  wall_clock: Callable[[], float] = time.time,
                  own_records: Iterable[Callable[[float], Record]] = (), heard: Iterable[Heard] = (),
                  wants: Callable[[str, str], bool] = lambda uuid, name: True) -> None:

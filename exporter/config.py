@@ -105,7 +105,7 @@ class SamplingSettings(Section):
         description="auto reads CPU and interface counters from the kernel on a local host; off never does.",
     )
     lanes: int = Field(default=3, ge=2, le=4, description="Connections that sample at the same time, 2 to 4.")
-    chunk: int = Field(default=12, ge=8, le=16, description="Domains asked for by one call, 8 to 16.")
+    chunk: int = Field(default=16, ge=8, le=16, description="Domains asked for by one call, 8 to 16.")
 
 
 class HostSettings(Section):

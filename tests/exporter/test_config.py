@@ -51,7 +51,7 @@ def test_defaults():
     assert settings.web.listen_address == (ListenAddress("", 9177),)
     assert settings.web.telemetry_path == "/metrics"
     assert (settings.sampling.max_age, settings.sampling.interval) == (1.0, 15.0)
-    assert (settings.sampling.lanes, settings.sampling.chunk, settings.sampling.kernel) == (3, 12, "auto")
+    assert (settings.sampling.lanes, settings.sampling.chunk, settings.sampling.kernel) == (3, 16, "auto")
     assert settings.collector.enabled == {"domain", "block"}
     assert settings.state.directory == Path("/home/op/.local/state/virtgauge")
     assert settings.compat.names == ()
