@@ -99,7 +99,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("address", REFUSED)
 def test_with_an_iommu_what_the_host_uses_is_refused_by_name(inside: dict[str, Any], address: str) -> None:
     told = inside[f"dry detach {address}"]
@@ -108,7 +108,7 @@ def test_with_an_iommu_what_the_host_uses_is_refused_by_name(inside: dict[str, A
     assert told["driver"] not in (None, "vfio-pci")
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1500)
 def test_with_an_iommu_a_device_is_taken_reset_and_given_back(inside: dict[str, Any]) -> None:
     plan = inside[f"dry detach {FREE}"]["plan"]
     assert plan["steps"] == [f"take {FREE} from virtio-pci and give it to vfio-pci"]
@@ -122,7 +122,7 @@ def test_with_an_iommu_a_device_is_taken_reset_and_given_back(inside: dict[str, 
     assert inside["trail"]["verified"] == len(inside["trail"]["events"]) > 0
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1500)
 def test_with_an_iommu_a_running_guests_device_stays_its_own(inside: dict[str, Any]) -> None:
     assert inside["show held"]["details"]["used_by_guests"] == ["holder"]
     for verb in ("reattach", "reset"):
@@ -134,7 +134,7 @@ def test_with_an_iommu_a_running_guests_device_stays_its_own(inside: dict[str, A
     assert f"domain holder has the device {FREE} of this host, which cannot go along" in told["text"]
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1500)
 def test_with_an_iommu_a_group_goes_as_a_whole(inside: dict[str, Any]) -> None:
     shown = inside["show pair"]["details"]
     assert shown["iommu_group_others"] == [OTHER]
@@ -146,7 +146,7 @@ def test_with_an_iommu_a_group_goes_as_a_whole(inside: dict[str, Any]) -> None:
     assert inside["reattach second"]["changed"] is True
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1500)
 def test_with_an_iommu_a_group_of_which_one_cannot_be_taken_goes_back(inside: dict[str, Any]) -> None:
     told = inside["detach broken group"]
     assert f"detach of PCI device {OTHER} failed" in told["text"]
