@@ -23,12 +23,13 @@ from exporter.control.block_chain import (
 )
 from exporter.control.connection import Session
 from exporter.control.device_change import device_root
-from exporter.control.domain import DomainOperation, P, domain_state, existing_domain, find_domain, live_state
+from exporter.control.domain import DomainOperation, P, domain_state, existing_domain, find_domain, is_state
 from exporter.control.errors import ControlError, RefusedError, TimedOutError
 from exporter.control.folders import Folders
 from exporter.control.guest_fields import HostPath, Word
 from exporter.control.hotplug_disk import disk_shown
 from exporter.control.image_users import users_of
+from exporter.control.merging import crash_warnings, guest_ended, has_ended, how_it_is, told_if_ended
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, Subject
 from exporter.control.power import refuse_unless_running
 from exporter.control.snapshot_images import refuse_if_inside
@@ -70,7 +71,8 @@ class _OnDisk(DomainOperation[P]):
         return {**domain_state(call.subject.handle), **shown, **({"job": job} if job else {})}
 
     def check(self, call: Call, parameters: P) -> None:
-        refuse_unless_running(call, "have a block job")
+        if not is_state(call.subject.handle, "paused"):  # QEMU goes on with its jobs
+            refuse_unless_running(call, "have a block job")
         disk_element(call.subject.handle, call.subject.name, getattr(parameters, "device", ""))
 
     def aftermath(self, session: Session, folders: Folders, begun: Mapping[str, JsonValue]) -> str:
@@ -119,6 +121,8 @@ class ListBlockJobs(DomainOperation[NoParameters]):
 class _RunsJob(_OnDisk[P]):
     long_running = True
     job_types: tuple[str, ...] = ()
+    merges = True
+    """Whether it writes overlays into what is below them."""
 
     def time_needed_s(self, parameters: Any) -> float:
         return float(parameters.within_s) + 60
@@ -152,6 +156,7 @@ class _RunsJob(_OnDisk[P]):
         chain = require_chain(call.subject, device, parameters.base)
         goal = self.goal(chain, parameters.base)
         call.details["chain_before"] = list(chain)
+        doing = f"{self.verb} of {device}"
         job: Job | None = {}
 
         def over() -> bool:
@@ -169,11 +174,12 @@ class _RunsJob(_OnDisk[P]):
             if not call.deadline.within(parameters.within_s).wait_for(over, poll_s=0.2):
                 raise self._stopped(call, parameters)
             if job:
-                self.finish(call, parameters)
+                with told_if_ended(call, doing, {device: chain}, merges=self.merges):
+                    self.finish(call, parameters)
             elif not call.deadline.within(_SETTLES_S).wait_for(
                 lambda: chain_of(handle, device) in (goal, []) or end.word in ("failed", "canceled")
             ) or chain_of(handle, device) != goal:
-                raise self._ended_early(call, parameters, end)
+                raise self._ended_early(call, parameters, end, chain)
         call.deadline.wait_for(lambda: known_job(handle, device) == {})
 
     def _stopped(self, call: Call, parameters: Any) -> TimedOutError:
@@ -196,14 +202,12 @@ class _RunsJob(_OnDisk[P]):
             next_step="ask again, with more time or bandwidth",
         )
 
-    def _ended_early(self, call: Call, parameters: Any, end: JobEnd) -> ControlError:
+    def _ended_early(self, call: Call, parameters: Any, end: JobEnd, chain: list[str]) -> ControlError:
         """Why it is not done; raises what libvirt raises where that is away."""
         # QEMU cancels or fails the jobs of a guest that powers itself off before libvirt knows that it is off.
-        if call.deadline.within(_SETTLES_S).wait_for(lambda: not call.subject.handle.isActive()):
-            return RefusedError(
-                f"{self.verb} of {parameters.device} ended with the guest, which is {live_state(call.subject.handle)};"
-                " its disk is as it was",
-                next_step="start it, and ask again",
+        if call.deadline.within(_SETTLES_S).wait_for(lambda: has_ended(call.subject.handle)):
+            return guest_ended(
+                call.subject, f"{self.verb} of {parameters.device}", {parameters.device: chain}, merges=self.merges
             )
         kept = "the guest goes on with its disk as it was"
         if end.word == "failed":
@@ -226,7 +230,8 @@ class _RunsJob(_OnDisk[P]):
         assert isinstance(before, list)
         if not chain:
             raise ControlError(
-                f"the guest ended before it could be seen that {self.verb} of {parameters.device} is done",
+                f"the guest ended before it could be seen that {self.verb} of {parameters.device} is done:"
+                f" it is {how_it_is(call.subject.handle)}",
                 next_step=f"keep all of {', '.join(str(file) for file in before)}; start it, and see what"
                 " 'domain block-jobs' shows",
                 outcome_unknown=True,
@@ -270,6 +275,7 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
             state=self.state(call, parameters),
             steps=[f"write {', '.join(above)} into {base}", f"go on with {base}"] if not short else [],
             lost=[f"the state that {base} has kept: snapshots with it as their image"] if not short else [],
+            warnings=crash_warnings(call, {parameters.device: (chain[0], base)}) if not short else [],
             nothing_to_do=short,
         )
 
@@ -307,6 +313,7 @@ class BlockPull(_RunsJob[BlockPullParameters]):
     summary = "Copies what a disk's overlay lacks from its base images, so that it stands alone."
     parameters = BlockPullParameters
     job_types = ("pull",)
+    merges = False
 
     def goal(self, chain: list[str], base: str | None) -> list[str]:
         return [*chain[:1], *(chain[chain.index(base) :] if base is not None else ())]

@@ -64,8 +64,9 @@ def refuse_missing(call: Call, snapshot: Any) -> None:
             continue
 
 
-def merged_away(call: Call, snapshot: Any) -> list[tuple[str, str]]:
-    """What deleting an external snapshot does: each file that it made, and the image below that it is written into.
+def merged_away(call: Call, snapshot: Any) -> dict[str, tuple[str, str]]:
+    """What deleting an external snapshot does: by disk the file that it made, and the image below
+    that it is written into.
 
     Raises RefusedError where one is no longer of the guest's disk, or another guest or snapshot needs one of them.
     """
@@ -73,7 +74,7 @@ def merged_away(call: Call, snapshot: Any) -> list[tuple[str, str]]:
     side: Any = "live" if handle.isActive() else "persistent"
     local = not is_remote(connection.getURI())
     disks = {disk_shown(disk)[0]: disk for disk in device_root(handle, side).iterfind("devices/disk")}
-    found = []
+    found = {}
     for target, file in made_by(connection, snapshot).items():
         if not file:
             raise RefusedError(
@@ -88,9 +89,9 @@ def merged_away(call: Call, snapshot: Any) -> list[tuple[str, str]]:
                 f" domain {name}",
                 next_step="forget the snapshot: --metadata-only",
             )
-        found.append((file, chain[chain.index(file) + 1]))
-    refuse_if_inside(handle, name, [file for file, _ in found])
-    for image in (image for pair in found for image in pair):
+        found[target] = (file, chain[chain.index(file) + 1])
+    refuse_if_inside(handle, name, [file for file, _ in found.values()])
+    for image in (image for pair in found.values() for image in pair):
         users = users_of(connection, image, running=False, besides=call.subject.uuid, reaches=call.reaches)
         if users:
             raise RefusedError(

@@ -20,6 +20,7 @@ from exporter.control.errors import ControlError, NotFoundError, RefusedError, U
 from exporter.control.folders import Folders
 from exporter.control.guest_fields import OneLine
 from exporter.control.hotplug_disk import disk_of_domain, disk_shown
+from exporter.control.merging import crash_warnings, told_if_ended
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, moment
 from exporter.control.quiescing import quiesced, refuse_without_agent
 from exporter.control.snapshot_images import made_by, merged_away, refuse_missing
@@ -243,30 +244,34 @@ class DeleteSnapshot(OfDomain[DeleteSnapshotParameters]):
             )
         self._merged(call, parameters)
 
-    def _merged(self, call: Call, parameters: DeleteSnapshotParameters) -> list[tuple[str, str]]:
+    def _merged(self, call: Call, parameters: DeleteSnapshotParameters) -> dict[str, tuple[str, str]]:
         gone = parameters.name not in _names(call.subject.handle)
         if gone or parameters.metadata_only or len(_later(call, parameters)) > 1:
-            return []
+            return {}
         return merged_away(call, _snapshot(call, parameters.name))
 
     def plan(self, call: Call, parameters: DeleteSnapshotParameters) -> Plan:
         there = parameters.name in _names(call.subject.handle)
+        merges = self._merged(call, parameters)
         lost = [f"the state kept in {parameters.name}" + (" and those after it" if parameters.children else "")]
         merged = [
             f"write {file} into {below}" + ("" if file.startswith("/dev/") else ", and remove it")  # a device stays
-            for file, below in self._merged(call, parameters)
+            for file, below in merges.values()
         ]
         return Plan(
             state=self.state(call, parameters), steps=[*merged, "delete it"], lost=lost if there else [],
-            nothing_to_do=not there,
+            warnings=crash_warnings(call, merges), nothing_to_do=not there,
         )  # fmt: skip
 
     def act(self, call: Call, parameters: DeleteSnapshotParameters) -> None:
         # Without any to delete with it, libvirt 9.0 would still refuse the flag of an external one.
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN if len(_later(call, parameters)) > 1 else 0
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY if parameters.metadata_only else 0
+        merges = self._merged(call, parameters) if call.subject.handle.isActive() else {}
         call.progress(Progress("deleting"))
-        _snapshot(call, parameters.name).delete(flags)
+        doing = f"delete of snapshot {parameters.name}"
+        with told_if_ended(call, doing, merges) if merges else nullcontext():
+            _snapshot(call, parameters.name).delete(flags)
 
     def verify(self, call: Call, parameters: DeleteSnapshotParameters) -> None:
         if parameters.name in _names(call.subject.handle):

@@ -240,8 +240,9 @@ def test_a_job_that_the_guests_own_end_cancels_was_stopped_by_nobody(stacked, wo
     call = Call(session, subject, control.folders, Deadline(10, EndsTheGuest()))
     end = JobEnd("vda")
     end.on_event(None, None, "vda", libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL, word, None)
-    told = BlockPull()._ended_early(call, BlockPull.parameters(device="vda"), end)
-    assert "ended with the guest, which is shutoff" in str(told)
+    told = BlockPull()._ended_early(call, BlockPull.parameters(device="vda"), end, ["/images/top", "/images/base"])
+    assert "ended with the guest, which is shutoff (destroyed); disk vda was in work, and its data is still in" \
+        " /images/top on /images/base; keep all of these files; 'domain start web1', and ask again" in str(told)
 
 
 def refusal(code):
