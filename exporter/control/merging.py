@@ -51,7 +51,8 @@ def crash_warnings(call: Call, merges: Mapping[str, Sequence[str]]) -> list[str]
             found.append(
                 f"QEMU 7.2 may crash, and the guest with it, while {top} is merged into the raw image {base} and the"
                 f" guest writes to disk {target} ({shown['bus']}): where it may not, pause it meanwhile ('domain"
-                f" suspend {name}', and 'domain resume {name}' after it), or shut it off and merge with {_by_hand(top, base)}"
+                f" suspend {name}', and 'domain resume {name}' after it), or shut it off and merge with"
+                f" {_by_hand(top, base)}"
             )
     return found
 
