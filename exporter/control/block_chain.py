@@ -143,9 +143,14 @@ def _layers(handle: Any, disk: Element) -> Iterator[tuple[str, str]]:
     while layer is not None:
         source = layer.find("source")
         if source is not None:
-            file = source_file(handle.connect(), source) or source.get("name") or "?"
-            yield file, layer.get("index") or source.get("index") or ""
+            yield _image(handle, source), layer.get("index") or source.get("index") or ""
         layer = layer.find("backingStore")
+
+
+def _image(handle: Any, source: Element) -> str:
+    """The file or device; of one on the network `nbd:name`, which no path looks like; `?` of what is not known."""
+    name, protocol = source.get("name") or "?", source.get("protocol")
+    return source_file(handle.connect(), source) or (f"{protocol}:{name}" if protocol else "?")
 
 
 class JobEnd:

@@ -258,6 +258,12 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
         refuse_if_inside(call.subject.handle, call.subject.name, chain[: chain.index(base)])
         # What stands on the base itself would see other data; what stands on the overlays loses what is under them.
         for file in chain[1 : chain.index(base) + 1]:
+            if not file.startswith("/"):
+                raise RefusedError(
+                    f"{file}, an image of disk {parameters.device}, is no file of this host: what else needs it cannot"
+                    " be seen",
+                    next_step="commit into an image above it (--base), or pull it up with 'domain block-pull'",
+                )
             users = users_of(call.session.connection, file, running=False, besides=call.subject.uuid,
                              reaches=call.reaches)  # fmt: skip
             if users:
