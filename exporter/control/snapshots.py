@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,9 +18,10 @@ from exporter.control.domain import DomainOperation, P, domain_state, is_state, 
 from exporter.control.errors import ControlError, NotFoundError, RefusedError, UnsupportedError, from_libvirt
 from exporter.control.folders import Folders
 from exporter.control.guest_fields import OneLine
-from exporter.control.hotplug_disk import disk_of_domain, disk_shown
+from exporter.control.hotplug_disk import disk_shown
 from exporter.control.merging import crash_warnings, told_if_ended
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, moment
+from exporter.control.overlays import overlays, refuse_volumes, written_disks
 from exporter.control.quiescing import quiesced, refuse_without_agent
 from exporter.control.snapshot_images import made_by, merged_away, refuse_missing
 
@@ -103,25 +103,25 @@ class CreateSnapshot(OfDomain[CreateSnapshotParameters]):
             )
         if parameters.quiesce:
             refuse_without_agent(call)
-        for target, disk in _disks(handle).items():
-            if parameters.kind == "internal" and disk.get("format") != "qcow2":
+        disks = written_disks(handle)
+        if parameters.kind == "external":
+            refuse_volumes(handle, name)
+            for overlay in overlays(call, parameters.name, disks).values():
+                if overlay.exists():
+                    raise RefusedError(f"{overlay} exists already", next_step="choose another name")
+            return
+        for target, disk in disks.items():
+            if disk.get("format") != "qcow2":
                 raise RefusedError(
                     f"disk {target} of domain {name} is {disk.get('format') or 'no qcow2'}, which holds no snapshots",
                     next_step="take an external one",
                 )
-            if parameters.kind == "external":
-                _refuse_volumes(handle, name)
-                overlay = _overlay(call, parameters.name, target, str(disk.get("file") or ""))
-                if overlay.exists():
-                    raise RefusedError(f"{overlay} exists already", next_step="choose another name")
 
     def plan(self, call: Call, parameters: CreateSnapshotParameters) -> Plan:
         steps = [f"take the {parameters.kind} snapshot {parameters.name}"]
         if parameters.kind == "external":
-            steps += [
-                f"{target} goes on in {_overlay(call, parameters.name, target, str(disk.get('file') or ''))}"
-                for target, disk in _disks(call.subject.handle).items()
-            ]
+            files = overlays(call, parameters.name, written_disks(call.subject.handle))
+            steps += [f"{target} goes on in {file}" for target, file in files.items()]
         return Plan(state=self.state(call, parameters), steps=steps)
 
     def act(self, call: Call, parameters: CreateSnapshotParameters) -> None:
@@ -132,8 +132,7 @@ class CreateSnapshot(OfDomain[CreateSnapshotParameters]):
         if parameters.kind == "external":
             flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE if parameters.quiesce else 0
-            disks = {target: _overlay(call, parameters.name, target, str(disk["file"]))
-                     for target, disk in _disks(handle).items()}  # fmt: skip
+            disks = overlays(call, parameters.name, written_disks(handle))
             call.details["files"] = {target: str(path) for target, path in disks.items()}
             call.intent({"files": call.details["files"]})
         others = [target for target in _targets(handle) if target not in disks] if disks else []
@@ -163,7 +162,7 @@ def _not_taken(
     and the disks go on in the new files.
     """
     handle, name = call.subject.handle, call.subject.name
-    disks = _disks(handle)
+    disks = written_disks(handle)
     moved = [target for target, path in overlays.items() if disks.get(target, {}).get("file") == str(path)]
     if not moved:
         return from_libvirt(error, f"the {'quiesced ' if parameters.quiesce else ''}snapshot of domain {name}", held)
@@ -338,47 +337,9 @@ def _row(snapshot: Any) -> dict[str, JsonValue]:
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _disks(handle: Any) -> dict[str, dict[str, JsonValue]]:
-    """The disks that a snapshot takes: those that the guest can write to."""
-    side: Literal["live", "persistent"] = "live" if handle.isActive() else "persistent"
-    found = device_root(handle, side).iterfind("devices/disk")
-    shown = (disk_of_domain(handle, disk) for disk in found if disk.get("device", "disk") == "disk")
-    return {target: disk for target, disk in shown if not disk.get("read_only")}
-
-
-def _refuse_volumes(handle: Any, name: str) -> None:
-    """Raises RefusedError where an external snapshot of a guest that is off takes a pool's volume.
-
-    Measured on libvirt 9.0: it makes one, and can then neither delete it nor revert to it ("disk source and parent disk
-    source are not the same"). Of a running guest it keeps the volume in the chain of the disk.
-    """
-    for disk in device_root(handle, "persistent").iterfind("devices/disk") if not handle.isActive() else ():
-        source, target = disk.find("source"), disk_shown(disk)[0]
-        if source is not None and source.get("volume") and target in _disks(handle):
-            raise RefusedError(
-                f"disk {target} of domain {name} is volume {source.get('volume')} of pool {source.get('pool')}, and"
-                " libvirt could not delete an external snapshot of it that is taken while the guest is off",
-                next_step="start the guest first, or take an internal one where the volume is qcow2",
-            )
-
-
 def _targets(handle: Any) -> list[str]:
     found = device_root(handle, "live" if handle.isActive() else "persistent").iterfind("devices/disk")
     return [disk_shown(disk)[0] for disk in found]
-
-
-def _overlay(call: Call, name: str, target: str, file: str) -> Path:
-    """The new file of a disk: beside its image, in an image folder, a name of ours."""
-    if not os.path.isabs(file):
-        raise RefusedError(
-            f"disk {target} of domain {call.subject.name} is {file or 'nothing'}, no file that libvirt knows of on this"
-            " host: an external snapshot's new file has no place beside it",
-            next_step="take an internal one where the disk is qcow2, or name a place: 'virsh snapshot-create-as"
-            f" --disk-only --diskspec {target},file=...'",
-        )
-    image = call.folders.image(file, f"disk {target}")
-    safe = "".join(character if character.isalnum() else "_" for character in name)
-    return Path(os.path.realpath(image.parent)) / f"{image.stem[:100]}.{safe}.qcow2"
 
 
 OPERATIONS: tuple[Operation[Any], ...] = (

@@ -496,3 +496,20 @@ def test_an_empty_overlay_is_committed_at_once(operator: Operator, hypervisor: P
     finally:
         operator("domain.destroy", "idle")
         operator("domain.undefine", "idle", snapshots=True)
+
+
+def test_a_snapshot_of_disks_whose_images_have_one_stem(operator: Operator, hypervisor: PrivateHypervisor) -> None:
+    """The guest is off, and starts from the new files; libvirt would take one file for both without a word."""
+    guest = define(hypervisor, "twin", saying("UP"))
+    second = guest.disk.with_suffix(".data")
+    second.write_bytes(bytes(1 << 20))
+    hypervisor.virsh("attach-disk", "twin", str(second), "hdb", "--subdriver", "raw", "--config")
+    try:
+        files = operator("snapshot.create", "twin", name="one").details["files"]
+        assert files == {target: str(guest.disk.with_name(f"twin.{target}.one.qcow2")) for target in ("hda", "hdb")}
+        operator("domain.start", "twin")
+        rows = {row["device"]: row["chain"] for row in operator("domain.block-jobs", "twin").details["rows"]}
+        assert rows == {"hda": [files["hda"], str(guest.disk)], "hdb": [files["hdb"], str(second)]}
+    finally:
+        operator("domain.destroy", "twin")
+        operator("domain.undefine", "twin", snapshots=True)

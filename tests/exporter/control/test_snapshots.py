@@ -154,6 +154,75 @@ def test_an_external_snapshot_has_no_place_beside_an_image_on_the_network(stacke
         control.dry("snapshot.create", "web1", name="two")
 
 
+def disks(*files, kind="file", attribute="file"):
+    return "".join(
+        f"<disk type='{kind}' device='disk'><driver name='qemu' type='raw'/><source {attribute}='{file}'/>"
+        f"<target dev='{target}' bus='virtio'/></disk>"
+        for target, file in files
+    )
+
+
+@pytest.fixture
+def with_disks(tmp_path):
+    """Makes a guest of these disks, whose images may lie in the folder given."""
+    made = []
+
+    def make(text, images=tmp_path):
+        (tmp_path / "node.xml").write_text(STACKED.format(disk=text))
+        made.append(Operator(f"test://{tmp_path}/node.xml", tmp_path / "control", (images,)))
+        return made[-1]
+
+    yield make
+    for operator in made:
+        operator.close()
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_each_disk_has_an_overlay_of_its_own(with_disks, tmp_path, running):
+    """Images that differ in their last suffix only, or behind the hundredth character."""
+    images = [f"web{suffix}" for suffix in (".raw", ".data", ".log")] + [f"{'x' * 100}{number}.raw" for number in "12"]
+    for image in images:
+        (tmp_path / image).touch()
+    targets = ["vda", "vdb", "vdc", "vdd", "vde"]
+    control = with_disks(disks(*((target, tmp_path / image) for target, image in zip(targets, images, strict=True))))
+    if not running:
+        control("domain.destroy", "web1")
+    _, *steps = control.dry("snapshot.create", "web1", name="before it").plan.steps
+    stems = ["web", "web", "web", "x" * 100, "x" * 100]
+    assert steps == [
+        f"{target} goes on in {tmp_path / stem}.{target}.before_it.qcow2"
+        for target, stem in zip(targets, stems, strict=True)
+    ]
+
+
+def test_two_disks_are_not_given_one_overlay(with_disks, tmp_path):
+    """libvirt takes targets that differ in punctuation only, where the disks have addresses."""
+    for image in ("web.raw", "web.data"):
+        (tmp_path / image).touch()
+    text = disks(("vd-a", tmp_path / "web.raw"), ("vd_a", tmp_path / "web.data"))
+    for slot in (5, 6):
+        address = f"<address type='pci' domain='0' bus='0' slot='{slot}' function='0'/>"
+        text = text.replace("bus='virtio'/></disk>", f"bus='virtio'/>{address}</disk>", 1)
+    control = with_disks(text)
+    refused = rf"disks vd-a and vd_a of domain web1 would both go on in {tmp_path}/web.vd_a.one.qcow2.*--diskspec vd_a"
+    for ask in (control, control.dry):
+        with pytest.raises(RefusedError, match=refused):
+            ask("snapshot.create", "web1", name="one")
+
+
+def test_an_external_snapshot_has_no_place_beside_a_block_device(with_disks, tmp_path):
+    """As a logical volume: a link to a device in /dev, which is in memory."""
+    device = next((path for path in sorted(Path("/dev").iterdir()) if path.is_block_device()), None)
+    if device is None:
+        pytest.skip("this machine shows no block device")
+    link = tmp_path / "volume"
+    link.symlink_to(device)
+    control = with_disks(disks(("vda", link), kind="block", attribute="dev"), Path("/dev"))
+    refused = f"disk vda of domain web1 is the block device {link}: .* no place beside it.*--diskspec vda"
+    with pytest.raises(RefusedError, match=refused):
+        control.dry("snapshot.create", "web1", name="one")
+
+
 def test_external_snapshots_are_not_deleted_with_those_after_them(stacked):
     """libvirt refuses them in any place below the one that is named."""
     kind, source = SOURCES["/images/top"]
