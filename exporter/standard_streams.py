@@ -44,7 +44,7 @@ def flush() -> None:
 
 
 class _Stream(io.FileIO):
-    """A standard stream that is /dev/null from its first failure on, lest the interpreter's end fails on it too."""
+    """A standard stream whose failures `_failed` decides on; what could not be written is dropped."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number, "w", closefd=False)
@@ -53,16 +53,22 @@ class _Stream(io.FileIO):
         try:
             return super().write(content)
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             self._failed(error)
-            return super().write(content)
+            return len(content)
 
     def _failed(self, error: OSError) -> None:
         raise NotImplementedError
 
+    def _write_no_more(self) -> None:
+        """From now on it is /dev/null, lest the interpreter's end fails on it too."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
 
 class _Output(_Stream):
     def _failed(self, error: OSError) -> None:
+        self._write_no_more()
         if isinstance(error, BrokenPipeError):
             raise ReaderGoneError("the reader of standard output is gone") from error
         raise OutputError(
@@ -73,7 +79,9 @@ class _Output(_Stream):
 
 class _Errors(_Stream):
     def _failed(self, error: OSError) -> None:
-        """There is nobody left to tell; the exit status tells."""
+        """Nobody can be told now; the exit status tells. A service's log goes on once its disk has room again."""
+        if isinstance(error, BrokenPipeError):
+            self._write_no_more()
 
 
 def _text(kind: type[_Stream], before: Any) -> io.TextIOWrapper:

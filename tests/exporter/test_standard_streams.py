@@ -65,3 +65,26 @@ def test_streams_that_are_closed_from_the_start(suspend, numbers):
         done = suspend(name, "-o", output, before=[*closed, sys.executable, *VIRTGAUGE[1:]], stdout=subprocess.PIPE)
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
+
+
+LOGGING = """
+import logging, resource
+from exporter import standard_streams
+from exporter.logs import configure_logging
+standard_streams.guard()
+configure_logging("info", "logfmt")
+whole = resource.getrlimit(resource.RLIMIT_FSIZE)
+logging.info("before")
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, whole[1]))
+logging.info("lost")
+resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+logging.info("after")
+"""
+
+
+def test_a_log_goes_on_once_its_disk_has_room_again(tmp_path):
+    """A service's `2>>log`: one record that finds no room is not the last one for ever."""
+    with (tmp_path / "log").open("a") as log:
+        assert subprocess.run([sys.executable, "-c", LOGGING], stderr=log, check=False).returncode == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.split(" msg=")[1].split()[0] for line in lines] == ["before", "after"]
