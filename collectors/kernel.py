@@ -17,7 +17,7 @@ import re
 import resource
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class KernelSourceError(Exception):
 @dataclass(slots=True)
 class _Vcpu:
     number: int
+    thread: str
     schedstat: int
     stat: int
 
@@ -66,13 +67,15 @@ class _Process:
     threads: int = 0
     listed_s: float = float("-inf")
     vcpus: list[_Vcpu] = field(default_factory=list)
+    others: frozenset[str] = frozenset()  # threads that were no vCPU's at the last listing,
+    settled: frozenset[str] = frozenset()  # and at one before that: their names are not read again
     keys: tuple[str, ...] = ()
 
     def close(self) -> None:
-        for file in (self.stat, *(f for v in self.vcpus for f in (v.schedstat, v.stat))):
-            with contextlib.suppress(OSError):
-                os.close(file)
+        _close(self.vcpus)
         self.vcpus = []
+        with contextlib.suppress(OSError):
+            os.close(self.stat)
 
 
 class KernelSource:
@@ -177,37 +180,48 @@ class KernelSource:
             raise
         return process
 
-    def _find_vcpus(self, process: _Process) -> None:
-        """The vCPU threads as they are now; a hot-plugged vCPU is a new thread."""
+    def _find_vcpus(self, process: _Process, anew: bool = False) -> None:
+        """The vCPU threads as they are now; a hot-plugged vCPU is a new thread.  ``anew`` trusts nothing known."""
+        if anew:
+            process.others = process.settled = frozenset()
+        known = {} if anew else {vcpu.thread: vcpu for vcpu in process.vcpus}
         with contextlib.ExitStack() as opened:
-            process.vcpus = self._vcpus_now(process, opened)
+            vcpus, others = self._vcpus_now(process, known, opened)
             opened.pop_all()
+        _close([vcpu for vcpu in process.vcpus if vcpu not in vcpus])
+        process.vcpus = vcpus
+        process.settled |= process.others & others
+        process.settled &= others
+        process.others = others
         process.listed_s = self._clock()
         process.keys = tuple(
             f"vcpu.{vcpu.number}.{word}" for vcpu in process.vcpus for word in _VCPU_WORDS)
 
-    def _vcpus_now(self, process: _Process, opened: contextlib.ExitStack) -> list[_Vcpu]:
-        """``opened`` closes the files of new ones, should a later one fail."""
-        known = {vcpu.number: vcpu for vcpu in process.vcpus}
-        present: list[_Vcpu] = []
+    def _vcpus_now(self, process: _Process, known: Mapping[str, _Vcpu],
+                   opened: contextlib.ExitStack) -> tuple[list[_Vcpu], frozenset[str]]:
+        """The vCPUs, those ``known`` by their threads among them, and the threads that are none's.
+
+        ``opened`` closes the files of new ones, should a later one fail.  A name costs twice what the listing does.
+        """
         tasks, ended = self._proc / str(process.pid) / "task", ""
-        for task in os.listdir(tasks):
+        threads = frozenset(os.listdir(tasks))
+        present = {vcpu.number: vcpu for thread, vcpu in known.items() if thread in threads}
+        others = set(process.settled & threads)
+        for thread in threads - known.keys() - others:
             try:
-                match = _VCPU_THREAD.fullmatch((tasks / task / "comm").read_text())
+                match = _VCPU_THREAD.fullmatch((tasks / thread / "comm").read_text())
             except (FileNotFoundError, ProcessLookupError):  # mostly a worker, which come and go
-                ended = task
+                ended = thread
                 continue
-            if match:
-                number = int(match.group(1))
-                vcpu = known.pop(number, None)
-                present.append(vcpu or _Vcpu(
-                    number, _open(tasks / task / "schedstat", opened), _open(tasks / task / "stat", opened)))
-        if ended and known:  # it may be a vCPU of a process that is ending
-            raise ValueError(f"its thread {ended} ended while they were listed")
-        for vcpu in known.values():
-            os.close(vcpu.schedstat)
-            os.close(vcpu.stat)
-        return sorted(present, key=lambda vcpu: vcpu.number)
+            if match is None:
+                others.add(thread)
+                continue
+            number = int(match.group(1))
+            present[number] = _Vcpu(number, thread, _open(tasks / thread / "schedstat", opened),
+                                    _open(tasks / thread / "stat", opened))
+        if ended and any(vcpu.number not in present for vcpu in process.vcpus):
+            raise ValueError(f"its thread {ended} ended while they were listed")  # the process may be ending
+        return sorted(present.values(), key=lambda vcpu: vcpu.number), frozenset(others)
 
     def _boot_time_s(self) -> float:
         if self._boot_s is None:
@@ -221,14 +235,15 @@ class KernelSource:
         threads = int(fields[_THREADS])
         if not threads or fields[0] in _ENDED:  # its CPU times read as 0 then, which would look like a reset
             raise ValueError("it has ended")
-        if (threads != process.threads or vcpus not in (None, len(process.vcpus))  # looking is cheap
+        # Some 20 us where no thread is new.
+        if (threads != process.threads or vcpus not in (None, len(process.vcpus))
                 or self._clock() - process.listed_s >= _LIST_S):
             self._find_vcpus(process)
             process.threads = threads
         try:
             values = _vcpu_values(process)
         except ProcessLookupError:  # one was unplugged
-            self._find_vcpus(process)
+            self._find_vcpus(process, anew=True)
             values = _vcpu_values(process)
         user_ns, system_ns = int(fields[_UTIME]) * _TICK_NS, int(fields[_STIME]) * _TICK_NS
         stats: dict[str, Value] = {
@@ -260,6 +275,12 @@ class KernelSource:
         devices = _devices((self._proc / str(process.pid) / "net/dev").read_text())
         self._networks[process.network] = (now_s, devices)
         return devices
+
+
+def _close(vcpus: Iterable[_Vcpu]) -> None:
+    for file in (file for vcpu in vcpus for file in (vcpu.schedstat, vcpu.stat)):
+        with contextlib.suppress(OSError):
+            os.close(file)
 
 
 def _vcpu_values(process: _Process) -> list[int]:

@@ -40,6 +40,7 @@ for line in sys.stdin:
         continue
     if line[0] == "-":
         worker.set()
+    ends[number] = threading.Event()
     begin(vcpu, number, False)
     print("added", flush=True)
 """
@@ -165,6 +166,40 @@ def test_a_vcpu_that_is_unplugged_as_a_worker_begins_costs_its_own_series(start:
     assert stats["vcpu.current"] == 1
     assert {"vcpu.0.time", "cpu.time"} <= stats.keys()
     assert "vcpu.2.time" not in stats
+
+
+def test_a_vcpu_that_is_unplugged_and_plugged_in_again_is_another_thread(start: Start) -> None:
+    identity = str(uuid.uuid4())
+    child = start(identity)
+    source = KernelSource()
+    source.find([(identity, 1)])
+    assert source.stats((identity, 1), None)["vcpu.current"] == 2
+    assert child.stdin is not None
+    for line, threads in (("+2\n", 1), ("2\n", 2)):
+        child.stdin.write(line)
+        child.stdin.flush()
+        wait_for(lambda threads=threads: vcpu_threads(child.pid) == threads)  # type: ignore[misc]
+    for _ in range(2):
+        stats = source.stats((identity, 1), None)
+        assert stats["vcpu.current"] == 2
+        assert "vcpu.2.time" in stats
+
+
+def test_names_of_threads_that_are_known_are_not_read_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity, clock = str(uuid.uuid4()), Clock()
+    child = start(identity)
+    source = KernelSource(clock=clock)
+    source.find([(identity, 1)])
+    names: list[Path] = []
+    read_text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, *rest: (names.append(path), read_text(path, *rest))[1])
+
+    for reads in (True, False):  # a thread has its name a little after it is there, so each is looked at twice
+        names.clear()
+        clock.now_s += 61
+        source.stats((identity, 1), None)
+        assert any(path.name == "comm" for path in names) == reads
+    assert child.poll() is None
 
 
 def test_process_that_ended_is_an_error_and_never_switches(start: Start) -> None:
