@@ -15,6 +15,8 @@ Integers = npt.NDArray[np.int64]
 
 GAP_INTERVALS = 3.0
 """A hole longer than so many usual intervals is a gap: no line and no rate goes across it."""
+_SLOWEST_S = 60.0
+"""The longest interval of any reading, whatever the samples' own: to be unknown for longer is not usual."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,9 +70,9 @@ def _columns(points: Points) -> tuple[Floats, Floats, Floats, Floats, Floats]:
 def gauge(times_s: Floats, values: Floats) -> Points:
     """The known samples, with a NaN point inside each gap."""
     known = ~np.isnan(values)
-    times_s, values = times_s[known], values[known]
-    holes = np.flatnonzero(_is_gap(np.diff(times_s))) + 1
-    usual_s = _usual_interval_s(np.diff(times_s))
+    every_s, times_s, values = times_s, times_s[known], values[known]
+    usual_s = usual_interval_s(np.diff(times_s), every_s)
+    holes = np.flatnonzero(np.diff(times_s) > GAP_INTERVALS * usual_s) + 1
     return of_samples(
         np.insert(times_s, holes, times_s[holes - 1] + usual_s), np.insert(values, holes, np.nan)
     )
@@ -82,37 +84,41 @@ def rate(times_s: Floats, counter: Floats, lives: Integers) -> Points:
     `lives` numbers the counter's lives: where it changes, the counter began anew. A decrease says so, too.
     """
     known = ~np.isnan(counter)
-    times_s, counter, lives = times_s[known], counter[known], lives[known]
+    every_s, times_s, counter, lives = times_s, times_s[known], counter[known], lives[known]
     elapsed_s, change = np.diff(times_s), np.diff(counter)
     with np.errstate(invalid="ignore", divide="ignore"):
         values = change / elapsed_s
-    values[_broken(elapsed_s, change, lives)] = np.nan
+    values[_broken(elapsed_s, change, lives, every_s)] = np.nan
     return of_samples(times_s[1:], values)
 
 
 def ratio_of_changes(times_s: Floats, top: Floats, bottom: Floats, lives: Integers) -> Points:
     """Change of `top` for each change of `bottom`; NaN where `bottom` did not change, after a reset or a gap."""
     known = ~(np.isnan(top) | np.isnan(bottom))
-    times_s, top, bottom, lives = times_s[known], top[known], bottom[known], lives[known]
+    every_s, times_s, top, bottom, lives = times_s, times_s[known], top[known], bottom[known], lives[known]
     elapsed_s, change, below = np.diff(times_s), np.diff(top), np.diff(bottom)
     with np.errstate(invalid="ignore", divide="ignore"):
         values = change / below
-    values[_broken(elapsed_s, change, lives) | (below <= 0)] = np.nan
+    values[_broken(elapsed_s, change, lives, every_s) | (below <= 0)] = np.nan
     return of_samples(times_s[1:], values)
 
 
-def _broken(elapsed_s: Floats, change: Floats, lives: Integers) -> npt.NDArray[np.bool_]:
-    broken: npt.NDArray[np.bool_] = (elapsed_s <= 0) | (change < 0) | (np.diff(lives) != 0) | _is_gap(elapsed_s)
+def _broken(elapsed_s: Floats, change: Floats, lives: Integers, every_s: Floats) -> npt.NDArray[np.bool_]:
+    longest_s = GAP_INTERVALS * usual_interval_s(elapsed_s, every_s)
+    broken: npt.NDArray[np.bool_] = (
+        (elapsed_s <= 0) | (change < 0) | (np.diff(lives) != 0) | (elapsed_s > longest_s)
+    )
     return broken
 
 
-def _usual_interval_s(elapsed_s: Floats) -> float:
-    return float(np.median(elapsed_s)) if len(elapsed_s) else 0.0
+def usual_interval_s(elapsed_s: Floats, every_s: Floats) -> float:
+    """The usual one of the intervals at which a value is known, 0 without any; `every_s` are the times of all samples.
 
-
-def _is_gap(elapsed_s: Floats) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = elapsed_s > GAP_INTERVALS * _usual_interval_s(elapsed_s)
-    return found
+    A value that is known now and then is not read that rarely, so more than 60 s is usual only of the samples.
+    """
+    if not len(elapsed_s):
+        return 0.0
+    return min(float(np.median(elapsed_s)), max(_SLOWEST_S, float(np.median(np.diff(every_s)))))
 
 
 def in_steps(points: Points, start_s: float, end_s: float, step_s: float, counter: bool = False) -> Points:

@@ -36,12 +36,12 @@ from exporter.archive.documents import (
     moment,
 )
 from exporter.archive.partitions import prepare_partition
+from exporter.archive.points import GAP_INTERVALS, usual_interval_s
 from exporter.archive.raw_columns import lives_of, restarts
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 LONGEST_WINDOW_MS = 300_000
 """By how much a raw document may begin before its last sample: the most that archive.window can be."""
-_GAP = 3  # a counter's change over more than this many usual intervals says nothing about any of them
 
 Place = tuple[str, str, str]
 
@@ -203,13 +203,9 @@ def _changes(samples: _Samples, counter: Booleans) -> tuple[Floats, Floats]:
     own = {place[2]: values[row] for row, place in enumerate(samples.places) if place[0] == VALUES}
     lives = samples.lives + np.cumsum(restarts(own, values.shape[1]))
     changes, elapsed_s = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
-    whole = ~np.isnan(values).any(axis=1)
-    changes[whole, 1:], elapsed_s[whole, 1:] = _steps(values[whole], samples.times_ms, lives)
-    for row in np.flatnonzero(~whole & counter).tolist():
-        # A guest's own counters are read once a minute, whatever the interval.
-        known = np.flatnonzero(~np.isnan(values[row]))
-        changes[row, known[1:]], elapsed_s[row, known[1:]] = _steps(
-            values[row:row + 1, known], samples.times_ms[known], lives[known])
+    for rows, known in _alike(np.isnan(values), counter):
+        places = np.ix_(rows, known[1:])
+        changes[places], elapsed_s[places] = _steps(values[np.ix_(rows, known)], samples.times_ms, lives, known)
     fell = (changes < 0) & counter[:, None]
     if fell.any():
         for device in {samples.places[row][:2] for row in np.flatnonzero(fell.any(axis=1)).tolist()}:
@@ -221,12 +217,25 @@ def _changes(samples: _Samples, counter: Booleans) -> tuple[Floats, Floats]:
     return changes, elapsed_s
 
 
-def _steps(values: Floats, times_ms: Integers, lives: Integers) -> tuple[Floats, Floats]:
-    """(change, seconds) from each sample to the next, of rows without gaps; no change where lives or a gap part them.
+def _alike(unknown: Booleans, counter: Booleans) -> Iterator[tuple[Integers, Integers]]:
+    """(counters' rows, their known samples): rows that are known at the same samples are reckoned at once.
+
+    Some are known once a minute only, like a guest's own counters, and all of a domain's lack what it did not answer.
     """
-    elapsed_s, changes = np.diff(times_ms) / 1000, np.diff(values, axis=1)
-    usual_s = float(np.median(elapsed_s)) if len(elapsed_s) else 0.0
-    near = (np.diff(lives) == 0) & (elapsed_s > 0) & (elapsed_s <= _GAP * max(usual_s, 1.0))
+    found: dict[bytes, list[int]] = {}
+    for row in np.flatnonzero(counter).tolist():
+        found.setdefault(unknown[row].tobytes(), []).append(row)
+    return ((np.array(rows), np.flatnonzero(~unknown[rows[0]])) for rows in found.values())
+
+
+def _steps(values: Floats, times_ms: Integers, lives: Integers, known: Integers) -> tuple[Floats, Floats]:
+    """(change, seconds) from each known sample to the next; no change where lives or a gap part them.
+
+    ``values`` has the known samples only, the others all.
+    """
+    elapsed_s, changes = np.diff(times_ms[known]) / 1000, np.diff(values, axis=1)
+    longest_s = GAP_INTERVALS * max(usual_interval_s(elapsed_s, times_ms / 1000), 1.0)
+    near = (np.diff(lives[known]) == 0) & (elapsed_s > 0) & (elapsed_s <= longest_s)
     changes[:, ~near] = np.nan
     return changes, elapsed_s
 

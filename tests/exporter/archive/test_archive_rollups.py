@@ -12,6 +12,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.monitoring import CommandListener
 
+from exporter.archive import rollups
 from exporter.archive.documents import FIVE_MINUTES, HOURLY, RAW, Host, Object, Window, moment, window_origin
 from exporter.archive.partitions import prepare_partition
 from exporter.archive.retention import drop_expired, expired
@@ -169,6 +170,45 @@ def test_a_counter_that_is_fresh_once_a_minute_has_its_rate(database):
     roll_up_hour(database, HOST.uuid, HOUR)
     faults = only(database, FIVE_MINUTES)["values"]["memory_major_fault"]
     assert faults == {"min": [10, 10], "max": [10, 10], "avg": [10, 10], "increase": [3000, 3000]}
+
+
+def test_a_counter_that_is_known_at_two_far_samples_of_an_hour_has_no_rate_across_them(database):
+    """What is read more rarely than once a minute was away meanwhile: its own usual interval says nothing."""
+    read_bytes = [1000 * n if n in (3, 200) else None for n in range(240)]
+    store(database, [minute(HOUR + 60_000 * n, {"cpu_time_ns": [10**9 * (4 * n + k) for k in range(4)]},
+                            {"vda": {"read_bytes": read_bytes[4 * n:4 * n + 4]}}) for n in range(60)])
+    roll_up_hour(database, HOST.uuid, HOUR)
+    document = only(database, FIVE_MINUTES)
+    assert "disks" not in document
+    assert sum(document["values"]["cpu_time_ns"]["increase"]) == 239 * 10**9
+
+
+@pytest.mark.parametrize("step_ms", [600_000, 120_000])
+def test_samples_that_are_rarer_than_a_minute_have_their_rates(database, step_ms):
+    store(database, [Window(WEB, HOUR + step_ms * n, [0], {"cpu_time_ns": [n * step_ms * 1000]}, {})
+                     for n in range(HOUR_MS // step_ms)])
+    roll_up_hour(database, HOST.uuid, HOUR)
+    cpu = only(database, FIVE_MINUTES)["values"]["cpu_time_ns"]
+    assert {rate for rate in cpu["max"] if rate is not None} == {10**6}
+
+
+def test_counters_that_lack_the_same_samples_are_reckoned_at_once(database, monkeypatch):
+    """One answer that is missing must not cost every column of the guest a round of its own."""
+    reckoned, real = [], rollups._steps
+
+    def steps(values, *rest):
+        reckoned.append(len(values))
+        return real(values, *rest)
+
+    monkeypatch.setattr(rollups, "_steps", steps)
+    disks = {f"vd{letter}": {"read_bytes": [0, 150, None, 450], "write_bytes": [0, 15, 30, 45]}
+             for letter in "abcdefgh"}
+    store(database, [minute(HOUR, {"memory_rss_kib": [1, None, 1, 1]}, disks)])
+    roll_up_hour(database, HOST.uuid, HOUR)
+    assert reckoned == [8, 8]
+    for disk in only(database, FIVE_MINUTES)["disks"]:
+        assert disk["read_bytes"] == {"min": [10], "max": [10], "avg": [10], "increase": [450]}
+        assert disk["write_bytes"] == {"min": [1], "max": [1], "avg": [1], "increase": [45]}
 
 
 def test_unknown_stays_unknown(database):

@@ -118,6 +118,19 @@ def test_a_gap_stays_a_gap(database):
     assert binned.times_s[np.isnan(binned.average)].tolist() == [T0 + 60 * n for n in range(5, 10)]
 
 
+def test_a_device_that_is_known_at_two_far_samples_has_a_gap_between_them(database):
+    guest = Guest("web1")
+    rows = samples(guest, T0, T0 + HOUR)
+    for number, (_, _, devices) in enumerate(rows):
+        if number not in (3, 200):
+            devices["disks"]["vda"].update(dict.fromkeys(devices["disks"]["vda"]))
+    store(database, raw_documents(guest, rows))
+    for name in ("disk.write", "block.write_latency_seconds"):
+        assert np.isnan(only(read(database, guest, name, T0, T0 + HOUR)).average).all()
+    size = only(read(database, guest, "block.capacity_bytes", T0, T0 + HOUR))
+    assert np.isnan(size.average).tolist() == [False, True, False]
+
+
 def test_a_spike_of_one_sample_survives_at_every_resolution(database):
     spike = T0 + 20 * HOUR + 45 * 7
     guest = Guest("web1", busy=lambda t: 2.0 if t == spike else 0.1)
