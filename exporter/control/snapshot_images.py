@@ -13,10 +13,12 @@ from typing import Any
 from collectors.domain_xml import element_tree
 from exporter.control.connection import is_remote
 from exporter.control.device_change import device_root
-from exporter.control.errors import RefusedError
+from exporter.control.errors import RefusedError, UnsupportedError
 from exporter.control.hotplug_disk import disk_shown
 from exporter.control.image_users import files_of, source_file, users_of
 from exporter.control.operation import Call
+
+_KNOWS_VOLUMES = 9_001_000  # libvirt 9.1.0, the first that is not known to fail
 
 
 def made_by(connection: Any, snapshot: Any) -> dict[str, str]:
@@ -64,12 +66,36 @@ def refuse_missing(call: Call, snapshot: Any) -> None:
             continue
 
 
+def _refuse_volumes_taken_off(call: Call, snapshot: Any) -> None:
+    """Raises UnsupportedError where an external snapshot of a pool's volume was taken while the guest was off.
+
+    Measured on libvirt 9.0, which does not know the volume again, whether the guest runs now or not ("snapshot VM disk
+    source and parent disk source are not the same"); of one taken while it ran it does. Of later ones it is not known:
+    they say so themselves.
+    """
+    if call.session.connection.getLibVersion() >= _KNOWS_VOLUMES:
+        return
+    root, made = element_tree(snapshot.getXMLDesc(0)), made_by(call.session.connection, snapshot)
+    for disk in root.iterfind("domain/devices/disk") if root.findtext("state") == "shutoff" else ():
+        target, source = disk_shown(disk)[0], disk.find("source")
+        if source is not None and source.get("volume") and target in made:
+            raise UnsupportedError(
+                f"snapshot {snapshot.getName()} of domain {call.subject.name} was taken while the guest was off, of"
+                f" disk {target}, which is volume {source.get('volume')} of pool {source.get('pool')}: this host's"
+                f" libvirt cannot write {made[target]} back into it",
+                next_step=f"merge it while the guest runs ('domain block-commit {call.subject.name} --device"
+                f" {target}'), and forget the snapshot: --metadata-only",
+            )
+
+
 def merged_away(call: Call, snapshot: Any) -> dict[str, tuple[str, str]]:
     """What deleting an external snapshot does: by disk the file that it made, and the image below
     that it is written into.
 
-    Raises RefusedError where one is no longer of the guest's disk, or another guest or snapshot needs one of them.
+    Raises RefusedError where one is no longer of the guest's disk, or another guest or snapshot needs one of them;
+    UnsupportedError where libvirt cannot.
     """
+    _refuse_volumes_taken_off(call, snapshot)
     handle, name, connection = call.subject.handle, call.subject.name, call.session.connection
     side: Any = "live" if handle.isActive() else "persistent"
     local = not is_remote(connection.getURI())

@@ -242,6 +242,35 @@ def test_external_snapshots_are_not_deleted_with_those_after_them(stacked):
     assert forgotten.plan.steps == ["delete it"]
 
 
+@pytest.mark.parametrize(
+    ("state", "version", "source", "refused"),
+    [
+        ("shutoff", 9_000_000, SOURCES["/pool/held"][1], True),
+        ("disk-snapshot", 9_000_000, SOURCES["/pool/held"][1], False),
+        ("shutoff", 9_000_000, SOURCES["/images/top"][1], False),
+        ("shutoff", 10_000_000, SOURCES["/pool/held"][1], False),
+    ],
+)
+def test_one_of_a_volume_that_was_taken_while_the_guest_was_off_is_not_deleted(
+    stacked, monkeypatch, state, version, source, refused
+):
+    """libvirt 9.0 refuses it at the act. The guest has gone on in a file of its own since."""
+    then = f"""<domain type='test'><name>web1</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
+<memory>8192</memory><os><type>hvm</type></os><devices><disk type='{'volume' if 'volume' in source else 'file'}'
+device='disk'>{source}<target dev='vda' bus='virtio'/></disk></devices></domain>"""
+    taken = snapshot("file", "external", f"<driver type='qcow2'/>{SOURCES['/images/top'][1]}")
+    taken = taken.replace("<state>running<", f"<state>{state}<").replace("{domain}", then)
+    control = stacked(*SOURCES["/images/top"], taken)
+    monkeypatch.setattr(libvirt.virConnect, "getLibVersion", lambda _self: version)
+    if not refused:
+        assert len(control.dry("snapshot.delete", "web1", name="one").plan.steps) == 2
+        return
+    told = "one of domain web1 was taken while the guest was off, of disk vda, which is volume held of pool images"
+    with pytest.raises(UnsupportedError, match=told):
+        control.dry("snapshot.delete", "web1", name="one")
+    assert control.dry("snapshot.delete", "web1", name="one", metadata_only=True).plan.steps == ["delete it"]
+
+
 def test_an_external_snapshot_on_the_network_is_not_merged(stacked):
     source = "<source protocol='nbd' name='top'><host name='images.example'/></source>"
     control = stacked("network", source, snapshot("network", "external", f"<driver type='qcow2'/>{source}"))
