@@ -186,6 +186,8 @@ _NEXT_STEPS: dict[tuple[int, int], str] = {
     (libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_STORAGE): "bring the file back, or change the definition",
 }
 """By code and the part of libvirt that it comes from, where that tells more than the code."""
+_OF_FILES = (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_ERR_OPERATION_FAILED, libvirt.VIR_ERR_SYSTEM_ERROR)
+"""With these comes what QEMU or the kernel says of a file."""
 
 
 def from_libvirt(error: libvirt.libvirtError, doing: str, more: str = "") -> ControlError:
@@ -207,4 +209,6 @@ def from_libvirt(error: libvirt.libvirtError, doing: str, more: str = "") -> Con
     next_step = _NEXT_STEPS.get((code or 0, error.get_error_domain() or 0), next_step)
     if os.strerror(errno.ENOSPC) in message:
         next_step = "make room, and ask again"
+    elif code in _OF_FILES and os.strerror(errno.EACCES) in message:
+        next_step = "give the account that QEMU runs as the right to the file named, and to the folders above it"
     return kind(f"{doing} failed", next_step=next_step + more, libvirt_code=code, libvirt_message=message)

@@ -112,7 +112,8 @@ class GuestFields(Parameters):
     console_log: bool = Field(default=True, description="Keep what the guest says on its serial port in a file.")
     vnc: bool = Field(default=False, description="A VNC display on the loopback address.")
     on_crash: Literal["destroy", "restart", "preserve"] = Field(
-        default="destroy", description="What becomes of the guest after a panic."
+        default="destroy",
+        description="What becomes of the guest after a panic; all but destroy give it the device that tells of one.",
     )
 
     @model_validator(mode="after")

@@ -50,7 +50,8 @@ def guest_xml(
         if fields.bootloader_args:
             _text(domain, "bootloader_args", fields.bootloader_args)
     domain.append(_boot(fields, folders))
-    if (fields.type or kind) in ("kvm", "qemu"):
+    on_qemu = (fields.type or kind) in ("kvm", "qemu")
+    if on_qemu:
         features = SubElement(domain, "features")
         SubElement(features, "acpi")
         SubElement(features, "apic")
@@ -59,7 +60,10 @@ def guest_xml(
     SubElement(domain, "clock", offset="utc")
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", fields.on_crash)):
         _text(domain, event, action)
-    domain.append(_devices(fields, folders, identity, seed))
+    devices = _devices(fields, folders, identity, seed)
+    if on_qemu and fields.on_crash != "destroy":
+        SubElement(devices, "panic")  # of the machine's own model; without one libvirt never learns of a panic
+    domain.append(devices)
     indent(domain)
     return tostring(domain, encoding="unicode")
 

@@ -37,6 +37,8 @@ _WRITES = bytes.fromhex(
 )
 # mov dx,443; mov al,0e; out dx,al: the ib700 watchdog, set to two seconds; then halts for ever.
 _WATCHDOG = bytes.fromhex("ba4304b00eeef4ebfd")
+# mov dx,505; mov al,1; out dx,al: the guest tells its pvpanic device of a panic; then halts for ever.
+_PANICS = bytes.fromhex("ba0505b001eef4ebfd")
 WRITTEN_FROM, WRITTEN_TO = 64 * 512, 576 * 512
 _SECTOR_BYTES = 512
 
@@ -64,6 +66,11 @@ def writing() -> bytes:
 def setting_off_the_watchdog() -> bytes:
     """A boot sector that starts an ib700 watchdog and never feeds it."""
     return _sector(_WATCHDOG)
+
+
+def panicking() -> bytes:
+    """A boot sector that panics at once, at each boot; its guest needs a pvpanic device."""
+    return _sector(_PANICS)
 
 
 def _sector(code: bytes) -> bytes:

@@ -13,15 +13,23 @@ import libvirt
 import pytest
 
 from exporter.control.connection import Session
-from exporter.control.errors import BusyError, NotFoundError, RefusedError, TimedOutError, UnconfirmedError
+from exporter.control.errors import (
+    BusyError,
+    ControlError,
+    NotFoundError,
+    RefusedError,
+    TimedOutError,
+    UnconfirmedError,
+)
 from exporter.control.executor import Actor, Request
 from exporter.control.libvirt_jobs import job_in_words
 from exporter.demonstration.guest_console import GuestConsole
 from exporter.demonstration.guest_definition import Accelerator, Guest
 from exporter.demonstration.guest_image import GuestImage
 from exporter.demonstration.private_hypervisor import PrivateHypervisor
+from tests.live.libvirt_answers import BOOTED, CRASHED, Heard
 from tests.live.operating import Operator, eventually
-from tests.live.sector_guests import SectorGuest, define, dirtying, saying
+from tests.live.sector_guests import SectorGuest, define, dirtying, panicking, saying, sector_xml
 
 
 @pytest.fixture
@@ -256,6 +264,47 @@ def test_a_panic_is_seen_and_started_again(operator: Operator, obedient: GuestCo
     eventually(lambda: operator.state("obedient") == "shutoff", "the end of the panicked guest")
     assert operator("domain.show", "obedient").details["reason"] == "crashed"
     assert not operator("domain.shutdown", "obedient").changed
+
+
+def test_a_panic_with_on_crash_restart_boots_the_same_qemu_again(
+    hypervisor: PrivateHypervisor, operator: Operator
+) -> None:
+    """A guest of typed fields, which give it the device that tells libvirt of its panics; it panics at each boot."""
+    _, sector = sector_xml(hypervisor, "restless", panicking())
+    operator("domain.define", name="restless", type="qemu", machine="pc", memory_mib=16, agent=False,
+             disks=[{"file": str(sector.disk), "bus": "ide"}], on_crash="restart")  # fmt: skip
+    connection = operator.executor.session.connection
+    domain = connection.lookupByName("restless")
+    try:
+        with Heard(connection, domain) as heard:
+            domain.create()
+            heard.until(CRASHED, "reboot", CRASHED, "reboot")
+        eventually(lambda: operator("domain.show", "restless").details["reason"] == "crashed", "why it runs again")
+        assert len([event for event in heard.events if event == BOOTED]) == 1  # libvirt started it once only
+        assert operator("domain.destroy", "restless").after["state"] == "shutoff"
+    finally:
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.destroy()
+        domain.undefine()
+
+
+def test_a_disk_that_qemu_may_not_read_is_named_with_what_to_do(
+    hypervisor: PrivateHypervisor, operator: Operator
+) -> None:
+    """Its QEMU runs as nobody, since root reads any file."""
+    xml, sector = sector_xml(hypervisor, "unread", saying("UP"))
+    label = "<seclabel type='static' model='dac' relabel='no'><label>+65534:+65534</label></seclabel>"
+    domain = operator.executor.session.connection.defineXML(xml.replace("</domain>", f"{label}</domain>"))
+    sector.disk.chmod(0)
+    try:
+        with pytest.raises(ControlError) as caught:
+            operator("domain.start", "unread")
+    finally:
+        domain.undefine()
+    told = str(caught.value)
+    assert told.startswith("start of domain unread failed (libvirt error ")
+    assert f"Could not open '{sector.disk}': Permission denied" in told
+    assert told.endswith("give the account that QEMU runs as the right to the file named, and to the folders above it")
 
 
 def test_a_transient_one_is_gone_with_its_definition(
