@@ -15,7 +15,7 @@ from collectors.domain_xml import element_tree
 from exporter.control.connection import Session
 from exporter.control.device_change import device_root
 from exporter.control.domain import DomainOperation, P, domain_state, is_state, live_state
-from exporter.control.errors import ControlError, NotFoundError, RefusedError, UnsupportedError, from_libvirt
+from exporter.control.errors import ControlError, NotFoundError, RefusedError, UnsupportedError
 from exporter.control.folders import Folders
 from exporter.control.guest_fields import OneLine
 from exporter.control.hotplug_disk import disk_shown
@@ -23,6 +23,7 @@ from exporter.control.merging import crash_warnings, told_if_ended
 from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, moment
 from exporter.control.overlays import overlays, refuse_volumes, written_disks
 from exporter.control.quiescing import quiesced, refuse_without_agent
+from exporter.control.snapshot_failure import Attempt, not_taken
 from exporter.control.snapshot_images import made_by, merged_away, refuse_missing
 
 _REVERTS_EXTERNAL = 9_009_000  # libvirt 9.9.0
@@ -129,17 +130,20 @@ class CreateSnapshot(OfDomain[CreateSnapshotParameters]):
         call.progress(Progress("taking it"))
         flags = 0
         disks: dict[str, Path] = {}
+        before: dict[str, str] = {}
         if parameters.kind == "external":
             flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE if parameters.quiesce else 0
-            disks = overlays(call, parameters.name, written_disks(handle))
+            written = written_disks(handle)
+            disks = overlays(call, parameters.name, written)
+            before = {target: str(disk.get("file")) for target, disk in written.items()}
             call.details["files"] = {target: str(path) for target, path in disks.items()}
             call.intent({"files": call.details["files"]})
         others = [target for target in _targets(handle) if target not in disks] if disks else []
         xml = snapshot_xml(parameters.name, parameters.description, disks, others)
 
         def told(error: libvirt.libvirtError, held: str = "") -> ControlError:
-            return _not_taken(call, parameters, disks, error, held)
+            return not_taken(call, Attempt(parameters.name, parameters.quiesce, before, disks), error, held)
 
         try:
             with quiesced(call, told) if parameters.quiesce else nullcontext():
@@ -150,31 +154,6 @@ class CreateSnapshot(OfDomain[CreateSnapshotParameters]):
     def verify(self, call: Call, parameters: CreateSnapshotParameters) -> None:
         if parameters.name not in _names(call.subject.handle):
             raise ControlError("libvirt reported success, but the snapshot is not there", next_step="see its log")
-
-
-def _not_taken(
-    call: Call, parameters: CreateSnapshotParameters, overlays: Mapping[str, Path],
-    error: libvirt.libvirtError, held: str,
-) -> ControlError:  # fmt: skip
-    """The error to tell where libvirt failed; it may have taken the snapshot all the same.
-
-    Measured on libvirt 9.0: where the agent does not let go of the file systems afterwards, it forgets the snapshot,
-    and the disks go on in the new files.
-    """
-    handle, name = call.subject.handle, call.subject.name
-    disks = written_disks(handle)
-    moved = [target for target, path in overlays.items() if disks.get(target, {}).get("file") == str(path)]
-    if not moved:
-        return from_libvirt(error, f"the {'quiesced ' if parameters.quiesce else ''}snapshot of domain {name}", held)
-    known = parameters.name in _names(handle)
-    return ControlError(
-        f"libvirt failed after it had taken snapshot {parameters.name} of domain {name}: its disks go on in the new"
-        f" files ({', '.join(f'{target} in {overlays[target]}' for target in moved)}), and the snapshot is"
-        f" {'' if known else 'not '}in its list",
-        next_step="keep these files and the images below them; to go on in the images as before:"
-        f" 'domain block-commit {name} --device {moved[0]}'{', and so for each' if len(moved) > 1 else ''}{held}",
-        libvirt_code=error.get_error_code(), libvirt_message=error.get_error_message(),
-    )  # fmt: skip
 
 
 class RevertSnapshotParameters(NamedParameters):

@@ -26,6 +26,7 @@ from exporter.control.errors import (
 )
 from exporter.control.executor import Actor, Request
 from exporter.control.operation import Call, Deadline
+from exporter.control.snapshot_failure import Attempt, not_taken
 from exporter.control.snapshots import snapshot_xml
 from tests.live.operating import Operator
 
@@ -221,6 +222,55 @@ def test_an_external_snapshot_has_no_place_beside_a_block_device(with_disks, tmp
     refused = f"disk vda of domain web1 is the block device {link}: .* no place beside it.*--diskspec vda"
     with pytest.raises(RefusedError, match=refused):
         control.dry("snapshot.create", "web1", name="one")
+
+
+@pytest.fixture
+def failing(with_disks, tmp_path, monkeypatch):
+    """Makes a guest of two disks at whose snapshot libvirt fails, after which its XML is what `seen` makes of it."""
+
+    def make(seen):
+        for image in ("a b.raw", "c.raw"):
+            (tmp_path / image).touch()
+        control = with_disks(disks(("vda", tmp_path / "a b.raw"), ("vdb", tmp_path / "c.raw")))
+        shown = libvirt.virDomain.XMLDesc
+
+        def fail(_domain, _xml, _flags):
+            monkeypatch.setattr(libvirt.virDomain, "XMLDesc", lambda *asked: seen(shown(*asked)))
+            raise refusal(libvirt.VIR_ERR_AGENT_UNRESPONSIVE)
+
+        monkeypatch.setattr(libvirt.virDomain, "snapshotCreateXML", fail)
+        return control
+
+    return make
+
+
+def test_the_way_back_from_a_snapshot_that_failed_too_late_names_each_disks_own_image(failing, tmp_path):
+    """Without --base a commit would go on to the lowest image, which other guests may stand on."""
+
+    def moved(xml):
+        return xml.replace("a b.raw", "a b.vda.one.qcow2").replace("c.raw", "c.vdb.one.qcow2")
+
+    with pytest.raises(ControlError, match="disks go on in the new files") as caught:
+        failing(moved)("snapshot.create", "web1", name="one")
+    commands = [f"domain block-commit web1 --device vda --base '{tmp_path}/a b.raw'",
+                f"domain block-commit web1 --device vdb --base {tmp_path}/c.raw"]  # fmt: skip
+    assert f"to go on in the images as before: '{commands[0]}', '{commands[1]}'" in str(caught.value)
+
+
+def test_a_snapshots_failure_is_told_where_libvirt_does_not_answer_afterwards(failing, tmp_path):
+    def hang(_xml):
+        raise BUSY
+
+    control = failing(hang)
+    with pytest.raises(RefusedError, match=r"libvirt error 86: .*may go on in the new files") as caught:
+        control("snapshot.create", "web1", name="one")
+    assert f"vdb in {tmp_path}/c.vdb.one.qcow2" in str(caught.value)
+    assert caught.value.outcome_unknown
+    session = control.executor.session
+    call = Call(session, find_domain(session, "web1"), control.folders, Deadline(10))
+    attempt = Attempt("one", True, {"vda": "/a"}, {"vda": Path("/b")})
+    told = not_taken(call, attempt, refusal(libvirt.VIR_ERR_AGENT_UNRESPONSIVE), "; 'virsh domfsthaw web1'")
+    assert str(told).endswith("(vda in /b): see 'domain block-jobs web1'; 'virsh domfsthaw web1'")
 
 
 def test_external_snapshots_are_not_deleted_with_those_after_them(stacked):
