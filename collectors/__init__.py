@@ -35,7 +35,7 @@ COLLECTORS: tuple[Collector, ...] = (
 """The one list of collectors, in page order."""
 
 SOURCES: Mapping[str, Callable[[Inventory], Source]] = {
-    "kvm": lambda _: groups_source(kvm.KVM, kvm.GROUPS, kvm.named),
+    kvm.KVM.name: kvm.KvmSource,
     "kvm.all": lambda _: groups_source(kvm.KVM_ALL, kvm.GROUPS, kvm.unnamed),
     "perf": lambda _: groups_source(perf.PERF, perf.GROUPS),
     "iothread": lambda _: groups_source(iothread.IOTHREAD, iothread.GROUPS),

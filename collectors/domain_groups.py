@@ -50,7 +50,7 @@ def read_whole(session: Session, uuid: str, mask: int, flags: int = 0) -> ChunkA
     return answer
 
 
-@dataclass(frozen=True)
+@dataclass
 class GroupsSource:
     """A periodic Source that asks the bulk call for some groups and keeps what the collector declares.
 

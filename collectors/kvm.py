@@ -6,10 +6,16 @@ units of their own; ``kvm.all`` gives the rest under their own names as a label.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+from .bulk import group_bits
+from .connection import Session
+from .domain_groups import GroupsSource
 from .fields import NANOSECOND, Collector, Declaration, Field, Kind
-from .snapshot import Value
+from .inventory import Inventory
+from .periodic import RunningDomain
+from .snapshot import Record, Value
 
 _SINCE = "8.9.0"
 GROUPS = ("cpu-total", "vcpu", "vm")
@@ -106,9 +112,25 @@ KVM_ALL = Collector(name="kvm.all", help="All of KVM's counters that the kvm col
 
 
 def named(stats: Mapping[str, Value]) -> dict[str, Value]:
-    """The keys that ``KVM`` declares; of a guest without KVM, of which libvirt says that nothing polled, none."""
-    found = {key: value for key, value in stats.items() if _pattern(key) in _KNOWN}
-    return found if any(value or not key.startswith("cpu.") for key, value in found.items()) else {}
+    """The keys that ``KVM`` declares."""
+    return {key: value for key, value in stats.items() if _pattern(key) in _KNOWN}
+
+
+class KvmSource(GroupsSource):
+    """Of a guest without KVM libvirt says that nothing polled; that is no zero, and is left out."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        super().__init__(KVM.name, group_bits(GROUPS), frozenset(), named)
+        self._inventory = inventory
+
+    def read(self, session: Session, part: object) -> Iterable[Record]:
+        assert isinstance(part, RunningDomain)
+        definition = self._inventory.details(part.uuid, part.id)
+        for record in super().read(session, part):
+            if definition is not None and definition.type == "kvm":
+                yield record
+            elif stats := {key: value for key, value in record.stats.items() if not key.startswith("cpu.haltpoll.")}:
+                yield replace(record, stats=stats)
 
 
 def _pattern(key: str) -> str:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collectors.kvm import KVM, KVM_ALL, named, unnamed
+import pytest
+
+from collectors.bulk import ChunkAnswer, DomainStats
+from collectors.domain_xml import Definition, parse
+from collectors.inventory import Inventory
+from collectors.kvm import KVM, KVM_ALL, KvmSource, named, unnamed
+from collectors.periodic import RunningDomain
 from collectors.snapshot import Value
 from tests.samples import builder, captured, record, series, snapshot
 
@@ -29,13 +35,30 @@ def test_unknown_counters_of_a_newer_kernel_come_under_their_own_names() -> None
                      "kvm.0.max": 4, "kvm.1.name": "brand_new", "kvm.1.sum": 3}
 
 
-def test_a_guest_without_kvm_has_no_halt_polling_rather_than_zeros() -> None:
-    polled: dict[str, Value] = {"cpu.haltpoll.success.time": 0, "cpu.haltpoll.fail.time": 0}
-    others: dict[str, Value] = {"cpu.time": 5, "vcpu.current": 1, "vcpu.0.time": 5, "vcpu.0.halted": True}
-    assert named(polled | others) == {}
-    assert named(polled | others | {"cpu.haltpoll.fail.time": 3}) == polled | {"cpu.haltpoll.fail.time": 3}
-    with_kvm: dict[str, Value] = polled | {"vcpu.12.exits.sum": 0, "vm.pages_4k.cur": 7}
-    assert named(with_kvm | others | {"vcpu.12.pf_fast.sum": 1}) == with_kvm
+POLLED: dict[str, Value] = {"cpu.haltpoll.success.time": 0, "cpu.haltpoll.fail.time": 0}
+OTHERS: dict[str, Value] = {"cpu.time": 5, "vcpu.current": 1, "vcpu.0.time": 5, "vcpu.0.halted": True}
+
+
+@pytest.mark.parametrize(("type_", "counted", "wanted"), [
+    ("kvm", POLLED, POLLED),  # a host whose halt_poll_ns is 0
+    ("qemu", POLLED, None), ("", POLLED, None),
+    ("qemu", POLLED | {"cpu.haltpoll.fail.time": 3, "vm.pages_4k.cur": 7}, {"vm.pages_4k.cur": 7})])
+def test_whether_a_zero_of_halt_polling_is_one_is_told_by_the_domain_s_type(
+        monkeypatch: pytest.MonkeyPatch, type_: str, counted: dict[str, Value], wanted: dict[str, Value] | None,
+) -> None:
+    class Known(Inventory):
+        def details(self, uuid: str, id: int) -> Definition | None:
+            return parse(f"<domain type='{type_}'/>") if type_ else None
+
+    found = ChunkAnswer(1.0, (DomainStats("u", 1, "web", counted | OTHERS, True),))
+    monkeypatch.setattr("collectors.domain_groups.read_whole", lambda *_: found)
+    records = list(KvmSource(Known()).read(None, RunningDomain("u", 1, "web")))  # type: ignore[arg-type]
+    assert [record.stats for record in records] == ([] if wanted is None else [wanted])
+
+
+def test_what_kvm_declares_is_what_it_is_given() -> None:
+    with_kvm: dict[str, Value] = POLLED | {"vcpu.12.exits.sum": 0, "vm.pages_4k.cur": 7}
+    assert named(with_kvm | OTHERS | {"vcpu.12.pf_fast.sum": 1}) == with_kvm
 
 
 def test_what_a_real_guest_counts_is_all_there() -> None:
