@@ -90,8 +90,7 @@ class Run:
             self._audit.append(self._append("begin", {"before": self._before}))
             self._start()
         except BaseException:  # a defect, too, must not leave the subject busy for as long as the service runs
-            self._lock.close_act()
-            self._lock.release()
+            self._abandon()
             raise
         self._done.wait(seconds + _GRACE_S)
         with self._settling:
@@ -108,6 +107,15 @@ class Run:
         if isinstance(self._outcome, ControlError):
             raise self._outcome
         return self._outcome
+
+    def _abandon(self) -> None:
+        """Frees the subject of an act that has not begun; what fails of that is logged, and hides no error."""
+        try:
+            self._lock.close_act()
+        except OSError as error:
+            self._log_lost("an act has not begun, but it is open in its lock", str(error))
+        finally:
+            self._lock.release()
 
     def _start(self) -> None:
         self._session.keep()
@@ -148,13 +156,16 @@ class Run:
             self._lock.close_act()
         except (ControlError, OSError) as error:
             cause = str(error.__cause__ or error)
-            _log.error(f"an act has ended, but {lost}: the trail will call it interrupted",
-                       extra={"act": self._open["act"], "operation": self._act.operation.name,
-                              "subject": self._call.subject.name, "cause": cause})  # fmt: skip
+            self._log_lost(f"an act has ended, but {lost}", cause)
             if isinstance(outcome, Result):  # an error's caller looks at the state anyway
                 outcome.warnings.append(
                     f"it is done, but {lost} ({cause}); make room: the trail will call it interrupted"
                 )
+
+    def _log_lost(self, what: str, cause: str) -> None:
+        _log.error(f"{what}: the trail will call it interrupted",
+                   extra={"act": self._open["act"], "operation": self._act.operation.name,
+                          "subject": self._call.subject.name, "cause": cause})  # fmt: skip
 
     def _acted(self) -> Result:
         operation, call, parameters = self._act.operation, self._call, self._act.parameters

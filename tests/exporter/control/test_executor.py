@@ -254,6 +254,26 @@ def test_an_end_that_is_in_the_trail_is_not_said_to_be_lost(executor, folders, c
     assert events(folders) == ["begin", "end", "interrupted", "unchanged"]
 
 
+def test_a_lock_that_cannot_be_cleared_is_let_go_of_and_the_first_error_told(executor, folders, caplog, monkeypatch):
+    def fail(*_asked):
+        raise OSError(5, "Input/output error")
+
+    class Failing(Pause):
+        def state(self, call, parameters):
+            if "begun" in seen:
+                monkeypatch.setattr(os, "ftruncate", fail)  # what clears the lock
+                raise RefusedError("it is not")
+            seen.append("begun")  # the plan's look; the next one is the act's
+            return super().state(call, parameters)
+
+    seen = []
+    with pytest.raises(RefusedError, match="it is not"):
+        run(executor, Failing())
+    assert "an act has not begun, but it is open in its lock" in caplog.text
+    monkeypatch.undo()
+    assert run(executor, Pause()).changed
+
+
 @pytest.mark.parametrize("later", ["another begins", "another ends"])
 def test_an_outcome_that_found_no_room_is_written_though_nobody_asks_for_it(folders, later):
     jobs = JobStore(folders)
