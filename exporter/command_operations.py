@@ -290,12 +290,15 @@ class Invocation:
 
     def _request(self, confirmed: str | None) -> Request:
         deadline = self.common.get("deadline")
+        deadline_s = _duration("--deadline", str(deadline)) if deadline else None
+        if deadline_s == 0:
+            raise UsageError(f"--deadline {deadline!r}: nothing can be done in no time; give more, or leave it out")
         return Request(
             actor=_actor(str(self.common.get("reason") or "")),
             dry_run=bool(self.common.get("dry_run")),
             confirmed=confirmed,
             lock_wait_s=_duration("--wait", str(self.common.get("wait_lock") or "0")),
-            deadline_s=_duration("--deadline", str(deadline)) if deadline else None,
+            deadline_s=deadline_s,
             cancelled=threading.Event(),
         )
 

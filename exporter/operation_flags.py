@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,14 @@ def parameter_document(model: type[BaseModel], values: Mapping[str, object]) -> 
         if value is None or value == ():
             continue
         kind = _resolved(field, schema)
-        document[name] = [_typed(name, kind, item) for item in value] if isinstance(value, tuple) else _typed(
-            name, kind, value
-        )  # fmt: skip
+        document[name] = _all_typed(name, kind, value) if isinstance(value, tuple) else _typed(name, kind, value)
     return document
+
+
+def _all_typed(name: str, kind: Mapping[str, Any], values: Iterable[object]) -> list[object]:
+    """Each use of a flag that may be repeated; a JSON array of objects stands for as many uses."""
+    typed = [_typed(name, kind, value) for value in values]
+    return [one for given in typed for one in (given if isinstance(given, list) else [given])]
 
 
 def flag_of(name: str, taken: frozenset[str] = frozenset()) -> str:

@@ -73,10 +73,10 @@ def find_domain(session: Session, reference: str) -> Subject:
     found = {handle.UUIDString(): handle for handle in _matches(connection, reference)}
     if not found:
         names = [handle.name() for handle in connection.listAllDomains()]
+        near = difflib.get_close_matches(reference, names, n=_NEAREST, cutoff=0.4)
+        otherwise = "list them with 'domain list'" if names else "no domain is defined or running here"
         raise NotFoundError(
-            f"there is no domain {reference!r}",
-            nearest=difflib.get_close_matches(reference, names, n=_NEAREST, cutoff=0.4),
-            next_step="" if names else "no domain is defined or running here",
+            f"there is no domain {reference!r}", nearest=near, next_step="" if near else otherwise
         )
     if len(found) > 1:
         raise RefusedError(

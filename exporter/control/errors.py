@@ -207,6 +207,8 @@ def from_libvirt(error: libvirt.libvirtError, doing: str, more: str = "") -> Con
         )
     kind, next_step = _KINDS.get(code or 0, (ControlError, "see libvirt's message, and the log of libvirtd"))
     next_step = _NEXT_STEPS.get((code or 0, error.get_error_domain() or 0), next_step)
+    if code == libvirt.VIR_ERR_INVALID_ARG and message.startswith("unsupported flags"):
+        kind, next_step = _KINDS[libvirt.VIR_ERR_NO_SUPPORT]  # no value of the caller's: a driver that lacks the way
     if os.strerror(errno.ENOSPC) in message:
         next_step = "make room, and ask again"
     elif code in _OF_FILES and os.strerror(errno.EACCES) in message:

@@ -31,10 +31,10 @@ def find_interface(session: Session, reference: str) -> Subject:
     with contextlib.suppress(ValueError):
         return _only(_with_mac(found, parse_mac(reference)), reference)
     names = [interface.name() for interface in found]
+    near = difflib.get_close_matches(reference, names, n=3, cutoff=0.3)
     raise NotFoundError(
-        f"there is no interface {reference[:60]!r}",
-        nearest=difflib.get_close_matches(reference, names, n=3, cutoff=0.3),
-        next_step="" if names else "list what there is with 'interface list'",
+        f"there is no interface {reference[:60]!r}", nearest=near,
+        next_step="" if near else "list what there is with 'interface list'",
     )
 
 
@@ -178,7 +178,8 @@ class DeviceShow(_Reading):
                 return Subject(kind="node device", key=f"node-device-{name}", name=name, handle=device)
         names = [*rows, *(str(row["interface"]) for row in rows.values() if "interface" in row)]
         near = difflib.get_close_matches(reference or "", names, n=3, cutoff=0.3)
-        raise NotFoundError(f"there is no network device {(reference or '')[:60]!r}", nearest=near)
+        raise NotFoundError(f"there is no network device {(reference or '')[:60]!r}", nearest=near,
+                            next_step="" if near else "list what there is with 'interface device-list'")  # fmt: skip
 
     def state(self, call: Call, parameters: NoParameters) -> State:
         device = call.subject.handle

@@ -49,10 +49,10 @@ def find_device(session: Session, reference: str) -> Subject:
         if reference and (reference in words or (address is not None and address == device.address)):
             return Subject(kind="node device", key=LOCK_KEY, name=device.name, handle=handle)
     names = [word for device, _ in devices for word in (device.name, device.interface) if word]
+    near = difflib.get_close_matches(reference, names, n=3, cutoff=0.4)
     raise NotFoundError(
-        f"there is no node device {reference[:80]!r}",
-        nearest=difflib.get_close_matches(reference, names, n=3, cutoff=0.4),
-        next_step="" if names else "list what there is with 'nodedev list'",
+        f"there is no node device {reference[:80]!r}", nearest=near,
+        next_step="" if near else "list what there is with 'nodedev list'",
     )
 
 

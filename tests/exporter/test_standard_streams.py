@@ -10,6 +10,7 @@ import pytest
 
 VIRTGAUGE = [sys.executable, "-c", "from exporter.cli import main; main()"]
 OUTPUTS = ("table", "json", "yaml")
+ABSENT = "virtgauge: error: there is no domain 'nobody'; list them with 'domain list'\n"
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_a_reader_that_went_away_makes_no_failure_and_hides_none(suspend, reader
     done = suspend("test", "-o", output, stdout=readerless, unbuffered=unbuffered)
     assert (done.returncode, done.stderr) == (0, "")
     absent = suspend("nobody", "-o", output, stdout=readerless, unbuffered=unbuffered)
-    assert (absent.returncode, absent.stderr) == (4, "virtgauge: error: there is no domain 'nobody'\n")
+    assert (absent.returncode, absent.stderr) == (4, ABSENT)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -49,7 +50,7 @@ def test_a_disk_that_is_full_is_told(suspend, output):
         absent = suspend("nobody", "-o", output, stdout=full)
     assert done.returncode == 1
     assert done.stderr.startswith("virtgauge: error: standard output cannot be written (No space left on device), so")
-    assert (absent.returncode, absent.stderr) == (4, "virtgauge: error: there is no domain 'nobody'\n")
+    assert (absent.returncode, absent.stderr) == (4, ABSENT)
 
 
 def test_where_nobody_reads_errors_the_status_tells(suspend, readerless):
