@@ -25,14 +25,14 @@ from exporter.archive.documents import (
 )
 from exporter.archive.field_points import columns_of, raw_points, rollup_paths, rollup_points
 from exporter.archive.history_fields import HistoryField
-from exporter.archive.points import Points, join
-from exporter.archive.raw_columns import RESTART_COLUMNS, raw_columns
+from exporter.archive.points import Floats, Points, join
+from exporter.archive.raw_columns import RESTART_COLUMNS, RawColumns, raw_columns
 from exporter.archive.rollup_columns import rollup_columns
 from exporter.archive.timespan import Span
 
-_SAME_MS = 200
-"""Samples of an object that are nearer are one: a window that is read from its middle on counts from another sample's
-clock. The shortest interval is 1 s."""
+_SAME_S = 0.2
+"""Samples of an object that are nearer and equal are one: a window that is read from its middle on counts from another
+sample's clock. After a clock that was set back others may be as near, but their CPU time is not the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,9 @@ class PartReader:
         if begins_s > span.start_s and order + 1 < len(RESOLUTIONS):
             # Older than the oldest partition: dropped at this resolution, perhaps kept at a coarser one.
             self._read_coarser(Span(span.start_s, min(begins_s, span.end_s)), order + 1)
+            if RESOLUTIONS[order] is RAW:
+                read_s = self._parts[-1].end_s if self._parts else span.start_s
+                begins_s = self._oldest_unsent_s(Span(read_s, min(begins_s, span.end_s)), begins_s)
         if begins_s < span.end_s:
             self._read_down(Span(max(span.start_s, begins_s), span.end_s), order)
         points = {(f, device): _joined(f, pieces) for (f, device), pieces in self._pieces.items()}
@@ -98,6 +101,19 @@ class PartReader:
         if begins or resolution is not RAW:
             return min(begins, default=float("inf"))
         return time.time() - 3600 if any(map(partition_span, self._names)) else 0.0
+
+    def _oldest_unsent_s(self, span: Span, begins_s: float) -> float:
+        """Where raw begins: the first unsent sample of the span, which nothing stored covers, or else `begins_s`.
+
+        Such samples are older than all that is stored where the clock was set back over midnight on the first day.
+        """
+        if span.start_s >= span.end_s:
+            return begins_s
+        unsent = self._documents.unsealed(self._uuid, span, ())
+        if unsent.left_out_before_s > span.start_s:
+            self._left_out_before_s = unsent.left_out_before_s
+        starts: list[float] = [document["start"].timestamp() for document in unsent.documents]
+        return max(span.start_s, min([begins_s, *starts]))
 
     def _read_coarser(self, span: Span, order: int) -> None:
         """The coarser resolutions, the finest first, for what is older than the finer ones reach."""
@@ -138,8 +154,8 @@ class PartReader:
         live = [d for d in unsent.documents if d["start"].timestamp() < span.end_s]
         self._live = bool(live)
         if unsent.left_out_before_s > span.start_s:
-            self._left_out_before_s = unsent.left_out_before_s
-        raw = raw_columns(_merged(stored, live), columns)
+            self._left_out_before_s = max(self._left_out_before_s, unsent.left_out_before_s)
+        raw = raw_columns(_merged(stored, live, columns), columns)
         self._parts.append(Part(RAW.name, span.start_s, span.end_s))
         for field in self._fields:
             for device, points in raw_points(field, raw).items():
@@ -147,34 +163,52 @@ class PartReader:
                 self._pieces.setdefault((field, device), []).append(inside)
 
 
-def _merged(stored: list[Mapping[str, Any]], live: Sequence[Document]) -> list[Mapping[str, Any]]:
+def _merged(
+    stored: list[Mapping[str, Any]], live: Sequence[Document], columns: Sequence[Column]
+) -> list[Mapping[str, Any]]:
     """Stored documents and what the unsealed ones have beyond them, by start; a sample that is in both counts once.
 
-    Told apart by time, and not by where the stored ones end: after a clock that was set back new ones are earlier.
+    Told apart by time and values, and not by where the stored ones end: after a clock that was set back new ones are
+    earlier, or stand beside stored ones.
     """
     begins_ms = min((milliseconds(document["start"]) for document in live), default=0)
-    stored_ms: dict[bytes, list[int]] = {}
-    for document in stored:
-        if live and milliseconds(document["end"]) >= begins_ms - _SAME_MS:
-            stored_ms.setdefault(bytes(document["host"]), []).extend(_times_ms(document))
-    beyond = [_beyond(document, np.sort(stored_ms.get(bytes(document["host"]), []))) for document in live]
-    return sorted([*stored, *(d for d in beyond if d["offsets_ms"])], key=lambda document: document["start"])
+    found = list(stored)
+    for host in {bytes(document["host"]) for document in live}:
+        near = [document for document in stored if bytes(document["host"]) == host
+                and milliseconds(document["end"]) >= begins_ms - _SAME_S * 1000]
+        found += _beyond([document for document in live if bytes(document["host"]) == host], near, columns)
+    return sorted(found, key=lambda document: document["start"])
 
 
-def _times_ms(document: Mapping[str, Any]) -> list[int]:
-    start_ms = milliseconds(document["start"])
-    return [start_ms + offset for offset in document["offsets_ms"]]
+def _beyond(
+    live: Sequence[Document], stored: Sequence[Mapping[str, Any]], columns: Sequence[Column]
+) -> list[Document]:
+    """One host's raw documents without the samples that are stored, without those that are left with none."""
+    new = ~_in_both(raw_columns(live, columns), raw_columns(stored, columns))
+    ends = np.cumsum([len(document["offsets_ms"]) for document in live])
+    parts = zip(live, np.split(new, ends[:-1]), strict=True)
+    return [_rows(document, np.flatnonzero(part).tolist()) for document, part in parts if part.any()]
 
 
-def _beyond(document: Document, stored_ms: npt.NDArray[np.int64]) -> Document:
-    """A raw document's samples without those that are stored, as a document."""
-    if not len(stored_ms):
-        return document
-    times_ms = np.array(_times_ms(document))
-    after = np.minimum(np.searchsorted(stored_ms, times_ms), len(stored_ms) - 1)
-    before = np.maximum(after - 1, 0)
-    nearest_ms = np.minimum(np.abs(times_ms - stored_ms[after]), np.abs(times_ms - stored_ms[before]))
-    return _rows(document, np.flatnonzero(nearest_ms > _SAME_MS).tolist())
+def _in_both(mine: RawColumns, others: RawColumns) -> npt.NDArray[np.bool_]:
+    """Which of these samples the others have, too: at the same time, with the same values."""
+    order = np.argsort(others.times_s, kind="stable")
+    first = np.searchsorted(others.times_s[order], mine.times_s - _SAME_S, side="left")
+    end = np.searchsorted(others.times_s[order], mine.times_s + _SAME_S, side="right")
+    found = np.zeros(len(mine.times_s), dtype=np.bool_)
+    for step in range(int((end - first).max(initial=0))):
+        rows = np.flatnonzero(first + step < end)
+        places = order[first[rows] + step]
+        alike = np.ones(len(rows), dtype=np.bool_)
+        for key in mine.columns.keys() | others.columns.keys():
+            alike &= _equal(mine.column(*key)[rows], others.column(*key)[places])
+        found[rows] |= alike
+    return found
+
+
+def _equal(one: Floats, other: Floats) -> npt.NDArray[np.bool_]:
+    equal: npt.NDArray[np.bool_] = (one == other) | (np.isnan(one) & np.isnan(other))
+    return equal
 
 
 def _rows(document: Document, rows: list[int]) -> Document:

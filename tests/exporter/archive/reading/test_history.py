@@ -193,6 +193,49 @@ def test_a_window_that_is_read_from_its_middle_on_by_another_clock_is_not_double
     assert len(only(reading)) == 39
 
 
+@pytest.mark.parametrize("back_s", [300.1, 300.5, 299.9])
+def test_unsent_samples_beside_stored_ones_are_shown_after_the_clock_was_set_back(database, back_s):
+    guest = Guest("web1")
+    rows = samples(guest, T0, T0 + 660, every_s=1)
+    store(database, raw_documents(guest, rows[:600]))
+    live = raw_documents(guest, rows[600:])
+    for document in live:
+        document["start"] -= timedelta(seconds=back_s)
+        document["end"] -= timedelta(seconds=back_s)
+    history = History(database, lambda *_: Unsent(live))
+    for name in ("memory.used", "block.write_bytes_total", "disk.write"):
+        fields = [FIELDS.named(name)]
+        stored = only(History(database).read(guest.uuid, fields, Span(T0, T0 + 600))).known()
+        found = only(history.read(guest.uuid, fields, Span(T0, T0 + 600))).known()
+        new = np.setdiff1d(found.times_s.round(3), stored.times_s.round(3))
+        wanted = [t - back_s for t, values, _ in rows[600:] if values["memory_usable_kib"] or name != "memory.used"]
+        # Each window's first rate goes: the one before it is not the sample before.
+        assert new == pytest.approx(wanted[1:] if name == "disk.write" else wanted, abs=0.001)
+
+
+def test_unsent_samples_that_are_older_than_all_that_is_stored_are_shown(database):
+    """The clock is set back over midnight on the archive's first day."""
+    guest = Guest("web1")
+    rows = samples(guest, T0 + 120, T0 + 1020)
+    store(database, [*raw_documents(guest, rows[:40]), *rollup_documents(guest, rows[:20])])
+    live = raw_documents(guest, rows[40:])
+    for document in live:
+        document["start"] -= timedelta(hours=1)
+        document["end"] -= timedelta(hours=1)
+
+    def unsealed(_, span, columns):
+        return Unsent([document for document in live if span.start_s < document["end"].timestamp()
+                       and document["start"].timestamp() < span.end_s])
+
+    reading = History(database, unsealed).read(guest.uuid, [FIELDS.named("cpu.usage_cores")],
+                                               Span(T0 - 2 * HOUR, T0 + HOUR))
+    assert [(part.resolution, part.start_s) for part in reading.parts] == [("raw", T0 + 720 - HOUR)]
+    points = only(reading)
+    assert (points.times_s < T0).sum() == 19
+    assert (points.times_s >= T0).sum() == 40
+    assert points.known().average == pytest.approx(0.5)
+
+
 def test_unsent_samples_that_are_left_out_are_spoken_of(database):
     guest = Guest("web1")
     rows = samples(guest, T0 + HOUR - 120, T0 + HOUR + 180, every_s=60)

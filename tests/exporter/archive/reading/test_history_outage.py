@@ -206,17 +206,19 @@ def test_after_a_clock_that_was_set_back_every_segment_of_the_span_is_read(set_b
     assert stored_of(found.documents) == (of(set_back.truth, span.start_s, span.end_s), 0)
 
 
-def test_samples_earlier_than_stored_ones_are_shown_before_they_are_sent(archive_server, database_name, tmp_path):
-    """The clock is set back while the database takes nothing."""
+@pytest.mark.parametrize("back_s", [95.0, 90.1])
+def test_samples_earlier_than_stored_ones_are_shown_before_they_are_sent(archive_server, database_name, tmp_path,
+                                                                         back_s):
+    """The clock is set back while the database takes nothing, to between the stored samples or just beside them."""
     uri = uri_of(archive_server)
     run = Rig(tmp_path, uri, database_name)
     run.archive._recorder.start()
     run.sample(12)
     run.archive._recorder._seal()
     run.archive.writer.start()
-    wait_until(lambda: run.archive.spool.acknowledged, "the first two minutes are stored")
+    wait_until(lambda: run.archive.writer.drained() and run.archive.spool.acknowledged >= 12, "two minutes are stored")
     run.archive.writer.stop(60)
-    run.clock_s -= 95.0
+    run.clock_s -= back_s
     run.sample(6)
     span = Span(START_S - 60.0, START_S + 600.0)
     fields = [HistoryFields(COLLECTORS).named(name) for name in ("cpu.usage_cores", "memory.used")]
@@ -230,6 +232,30 @@ def test_samples_earlier_than_stored_ones_are_shown_before_they_are_sent(archive
     assert len(truth) == 18
     run.archive._recorder.stop(5)
     run.archive.spool.close()
+
+
+def test_what_is_sent_once_the_spool_was_read_counts_once(archive_server, database_name, tmp_path):
+    """What was read begins in the middle of a window."""
+    uri = uri_of(archive_server)
+    run = Rig(tmp_path, uri, database_name)
+    run.archive._recorder.start()
+    run.sample(20)
+    read = []
+
+    def unsealed(uuid, _, columns):
+        found = run.archive.unsealed(uuid, Span(START_S + 33.0, START_S + 600.0), columns)
+        read.append(sum(document["count"] for document in found.documents))
+        run.archive.writer.start()
+        run.drain()
+        return found
+
+    fields = [HistoryFields(COLLECTORS).named(name) for name in ("memory.used", "disk.read", "cpu.usage_cores")]
+    with MongoClient(uri, tz_aware=True, uuidRepresentation="standard") as client:
+        reading = History(client[database_name], unsealed).read(WEB, fields, Span(START_S - 60.0, START_S + 600.0))
+    run.archive.writer.stop(60)
+    run.archive.spool.close()
+    assert read == [16]
+    assert [len(series.points) for series in reading.series] == [20, 19, 19]
 
 
 def test_after_a_clock_that_was_set_back_the_latest_samples_are_there(archive_server, tmp_path):
