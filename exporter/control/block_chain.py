@@ -77,6 +77,16 @@ def _is_ready(handle: Any, device: str) -> bool:
     return False
 
 
+def commits_into(handle: Any, device: str) -> str:
+    """The image that an active commit of the disk writes to, as `chain_of` names it; empty where none runs."""
+    for disk in device_root(handle, "live").iterfind("devices/disk"):
+        mirror = disk.find("mirror")
+        if mirror is not None and disk_shown(disk)[0] == device and mirror.get("job") == "active-commit":
+            source = mirror.find("source")
+            return _image(handle, source) if source is not None else mirror.get("file", "?")
+    return ""
+
+
 def chain_of(handle: Any, device: str) -> list[str]:
     """The files of a running guest's disk, the one it writes to first; [] where it does not run.
 

@@ -15,6 +15,7 @@ from exporter.control.block_chain import (
     JobEnd,
     base_index,
     chain_of,
+    commits_into,
     disk_element,
     job_of,
     known_job,
@@ -144,8 +145,12 @@ class _RunsJob(_OnDisk[P]):
     def start(self, call: Call, parameters: Any, chain: list[str]) -> None:
         """Has libvirt begin; `chain` is what the disk is."""
 
-    def finish(self, call: Call, parameters: Any) -> None:
-        """Once everything is copied."""
+    def refuse_another(self, call: Call, parameters: Any, goal: list[str]) -> None:
+        """Raises RefusedError where a job runs that somebody else began for another goal."""
+
+    def finish(self, call: Call, parameters: Any, goal: list[str]) -> bool:
+        """Once everything is copied; false where the caller cancels it."""
+        return True
 
     def ready(self, job: Job) -> bool:
         """Whether `finish` may be called while the job is still there."""
@@ -171,11 +176,12 @@ class _RunsJob(_OnDisk[P]):
         with watch_job(handle, device) as end:
             if not job_of(handle, device):
                 self.start(call, parameters, chain)
+            self.refuse_another(call, parameters, goal)
             if not call.deadline.within(parameters.within_s).wait_for(over, poll_s=0.2):
                 raise self._stopped(call, parameters)
             if job:
                 with told_if_ended(call, doing, {device: chain}, merges=self.merges):
-                    self.finish(call, parameters)
+                    self.finish(call, parameters, goal)
             elif not call.deadline.within(_SETTLES_S).wait_for(
                 lambda: chain_of(handle, device) in (goal, []) or end.word in ("failed", "canceled")
             ) or chain_of(handle, device) != goal:
@@ -255,6 +261,7 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
         super().check(call, parameters)
         chain = require_chain(call.subject, parameters.device, parameters.base)
         base = self.goal(chain, parameters.base)[0]
+        self.refuse_another(call, parameters, [base])
         refuse_if_inside(call.subject.handle, call.subject.name, chain[: chain.index(base)])
         # What stands on the base itself would see other data; what stands on the overlays loses what is under them.
         for file in chain[1 : chain.index(base) + 1]:
@@ -294,10 +301,20 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
     def ready(self, job: Job) -> bool:
         return job["ready"] is True
 
-    def finish(self, call: Call, parameters: BlockCommitParameters) -> None:
+    def refuse_another(self, call: Call, parameters: BlockCommitParameters, goal: list[str]) -> None:
+        # Changing over to another image than the plan told would lose what is between them.
+        into = commits_into(call.subject.handle, parameters.device)
+        if into not in ("", goal[0]):
+            raise RefusedError(
+                f"a commit of {parameters.device} into {into} runs, which is not {goal[0]}",
+                next_step=f"wait for it, stop it with 'block-abort', or see it through with --base {into}",
+            )
+
+    def finish(self, call: Call, parameters: BlockCommitParameters, goal: list[str]) -> bool:
         handle, device = call.subject.handle, parameters.device
 
         def pivoted() -> bool:
+            self.refuse_another(call, parameters, goal)
             try:
                 handle.blockJobAbort(device, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
             except libvirt.libvirtError as error:
@@ -312,6 +329,7 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
 
         if not call.deadline.within(60).wait_for(pivoted):
             raise TimedOutError("QEMU does not become ready to change over", next_step="ask again, or block-abort")
+        return True
 
 
 class BlockPull(_RunsJob[BlockPullParameters]):

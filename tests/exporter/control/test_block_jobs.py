@@ -7,20 +7,37 @@ import re
 import libvirt
 import pytest
 
+from exporter.control import block_jobs
 from exporter.control.errors import RefusedError
 from tests.live.operating import Operator
 
 NODE = """<node><domain type='test'><name>web1</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
 <memory>8192</memory><os><type>hvm</type></os><devices><disk type='file' device='disk'><source file='/x'/>
 <target dev='vda' bus='virtio'/></disk></devices></domain></node>"""
+ACTIVE_COMMIT = libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT
 TOP, MID, BASE = (f"<source file='/images/{name}'/>" for name in ("top", "mid", "base"))
 
 
 class Disk:
-    """The guest's vda as libvirt shows it: the `<source>` of each image, the newest first."""
+    """The guest's vda as libvirt shows it: the `<source>` of each image, the newest first, and the job on it."""
 
     def __init__(self) -> None:
         self.sources = [TOP, MID, BASE]
+        self.job: dict[str, int] = {}
+        self.mirror = ""
+        self.pivoted = False
+
+    def runs(self, kind: int, into: str = "") -> None:
+        self.job = {"type": kind, "cur": 1, "end": 2, "bandwidth": 0}
+        self.mirror = f"<mirror type='file' job='active-commit' ready='yes'>{into}</mirror>" if into else ""
+
+    def is_over(self, sources: list[str]) -> None:
+        self.job, self.mirror, self.sources = {}, "", sources
+
+    def aborted(self, _device: str, flags: int) -> None:
+        self.pivoted = flags == libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
+        into = next(index for index, source in enumerate(self.sources) if source in self.mirror)
+        self.is_over(self.sources[into:] if self.pivoted else self.sources)
 
     def xml(self) -> str:
         below = "".join(
@@ -29,7 +46,7 @@ class Disk:
         )
         return (
             f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>{self.sources[0]}{below}<backingStore/>"
-            f"{'</backingStore>' * (len(self.sources) - 1)}<target dev='vda' bus='virtio'/></disk>"
+            f"{'</backingStore>' * (len(self.sources) - 1)}{self.mirror}<target dev='vda' bus='virtio'/></disk>"
         )
 
 
@@ -40,6 +57,8 @@ def disk(monkeypatch):
     monkeypatch.setattr(
         libvirt.virDomain, "XMLDesc", lambda domain, flags=0: shown.sub(made.xml(), real(domain, flags))
     )
+    monkeypatch.setattr(libvirt.virDomain, "blockJobInfo", lambda *_asked: made.job)
+    monkeypatch.setattr(libvirt.virDomain, "blockJobAbort", made.aborted)
     return made
 
 
@@ -69,3 +88,35 @@ def test_no_commit_into_what_others_may_stand_on_unseen(control, disk, source, t
     disk.sources[1:] = [source, BASE]
     with pytest.raises(RefusedError, match=f"^{told}, an image of disk vda"):
         control.dry("domain.block-commit", "web1", device="vda")
+
+
+def test_somebody_elses_commit_into_another_image_is_not_seen_through(control, disk):
+    """It would lose what lies between, of which the plan told nothing."""
+    disk.runs(ACTIVE_COMMIT, into=BASE)
+    refused = "a commit of vda into /images/base runs, which is not /images/mid.* with --base /images/base"
+    with pytest.raises(RefusedError, match=refused):
+        control.dry("domain.block-commit", "web1", device="vda", base="/images/mid")
+    with pytest.raises(RefusedError, match=refused):
+        control("domain.block-commit", "web1", device="vda", base="/images/mid", within_s=5)
+    assert disk.job
+    assert control("domain.block-commit", "web1", device="vda", within_s=60).after["chain"] == ["/images/base"]
+
+
+@pytest.mark.parametrize("look", ["job_of", "known_job"])
+def test_a_commit_that_somebody_else_begins_meanwhile_is_left_alone(control, disk, monkeypatch, look):
+    """As the act looks for a job, and as ours, once somebody has stopped it, gives way to theirs."""
+    monkeypatch.setattr(libvirt.virDomain, "blockCommit", lambda *_asked: disk.runs(ACTIVE_COMMIT, into=MID))
+    real, act = getattr(block_jobs, look), block_jobs.BlockCommit.act
+
+    def theirs(handle, device):
+        disk.runs(ACTIVE_COMMIT, into=BASE)
+        return real(handle, device)
+
+    def acting(*asked):
+        monkeypatch.setattr(block_jobs, look, theirs)
+        act(*asked)
+
+    monkeypatch.setattr(block_jobs.BlockCommit, "act", acting)
+    with pytest.raises(RefusedError, match="a commit of vda into /images/base runs, which is not /images/mid"):
+        control("domain.block-commit", "web1", device="vda", base="/images/mid", within_s=5)
+    assert (bool(disk.job), disk.pivoted) == (True, False)
