@@ -24,13 +24,14 @@ from .periodic import Source
 from .settings import SETTINGS, SettingsSource
 from .snapshots import SNAPSHOTS, SnapshotSource
 from .storage import STORAGE, VOLUMES, PoolSource, VolumeSource
+from .switch_counters import SWITCH_COUNTERS, SwitchCounterSource
 from .vcpu import VCPU
 from .virtual_networks import VIRTUAL_NETWORKS, NetworkSource
 
 COLLECTORS: tuple[Collector, ...] = (
     INVENTORY, DOMAIN, VCPU, MEMORY, BLOCK, INTERFACE, LIMITS, EVENTS, DISK_ERRORS, JOBS, SNAPSHOTS,
     SETTINGS, HOST, STORAGE, VOLUMES, VIRTUAL_NETWORKS,
-    CONFIGURATION, BACKING,
+    CONFIGURATION, BACKING, SWITCH_COUNTERS,
     kvm.KVM, kvm.KVM_ALL, perf.PERF, iothread.IOTHREAD, bandwidth.BANDWIDTH, dirtyrate.DIRTYRATE)
 """The one list of collectors, in page order."""
 
@@ -50,6 +51,7 @@ SOURCES: Mapping[str, Callable[[Inventory], Source]] = {
     STORAGE.name: PoolSource,
     VOLUMES.name: VolumeSource,
     VIRTUAL_NETWORKS.name: NetworkSource,
+    SWITCH_COUNTERS.name: SwitchCounterSource,
 }
 """What makes the periodic Source of a collector that is read beside the sampling, by the collector's name."""
 

@@ -49,8 +49,8 @@ class Cadence:
         groups = self._groups
         if self._kernel is not None and (self._kernel.serves(key) or not self._kernel.decided(key)):
             groups -= KERNEL_GROUPS  # while undecided neither gives them: the source of a counter never changes
-            if not counts_interfaces(self._details(*key)):
-                groups |= self._groups & {"interface"}  # libvirt asks the switch; no job, no monitor
+        elif (definition := self._details(*key)) is None or not counts_interfaces(definition):
+            groups -= {"interface"}  # libvirt would ask the switch, for up to five seconds: see ``switch_counters``
         if "balloon" in groups and not self._balloon_due(key, now_s):
             groups -= {"balloon"}
         mask = self._masks.get(groups)

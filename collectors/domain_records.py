@@ -6,11 +6,12 @@ import functools
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from .cadence import Cadence
 from .connection import Session
 from .inventory import Inventory
-from .kernel import KernelSource, KernelSourceError, definition_stats
+from .kernel import KernelSource, KernelSourceError, counts_interfaces, definition_stats
 from .snapshot import Record, Subject, Value
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class DomainRecords:
         sizes = {name: stats[name] for name in _SIZES if name in stats}
         self._cadence.take(key, stats, sampled_at_s, complete)
         if self._kernel is not None and self._kernel.serves(key):
-            yield from self._from_kernel(subject, key, interfaces="net.count" not in stats)
+            yield from self._from_kernel(subject, key)
         else:
             self._follow_vcpus(key, stats)
             definition = self._inventory.details(*key)
@@ -120,11 +121,15 @@ class DomainRecords:
         if readings <= _MOST_READINGS:
             self._inventory.invalidate(key[0])
 
-    def _from_kernel(self, subject: Subject, key: Key, interfaces: bool) -> Iterator[Record]:
+    def _from_kernel(self, subject: Subject, key: Key) -> Iterator[Record]:
         assert self._kernel is not None
         read_at_s = time.monotonic()
+        definition = self._inventory.details(*key)
+        if definition is not None and not counts_interfaces(definition):  # a device of such a one's name is another's
+            counted = tuple(interface for interface in definition.interfaces if interface.type != "vhostuser")
+            definition = replace(definition, interfaces=counted)
         try:
-            stats = self._kernel.stats(key, self._inventory.details(*key), interfaces)
+            stats = self._kernel.stats(key, definition)
         except KernelSourceError as error:  # mostly the process ended under us: the next roster will not list it
             self._failed(key, subject.name, error)
             return

@@ -41,7 +41,8 @@ _ABSENT = (
      "--period 10 --live --config`; else the guest has no balloon driver, and no "
      "`libvirt_domain_memory_stats_last_update_timestamp_seconds`"),
     ("an interface's counters", "`libvirt_domain_interface_info` says `net0` or the like: the host has no device for "
-     "it (user mode, passthrough)"),
+     "it (user mode, passthrough); where its `type` is vhostuser, only the switch counts ([interface.vhostuser]"
+     "(#interfacevhostuser))"),
     ("rates, latencies", "two samples in a row in which the counter did not begin anew; for a latency, requests"),
     ("`libvirt_domain_agent_*`", "the page of `virtgauge control serve` ([guest agents](control.md#guest-agents))"),
 )
@@ -87,7 +88,8 @@ def _section(collector: Collector) -> Iterator[str]:
         flag = "--no-collector" if collector.default else "--collector"
         name = collector.name.replace("_", "-")
         yield f"{'On' if collector.default else 'Off'} by default (`{flag}.{name}`).\n"
-    yield _TABLE
+    if collector.declarations:
+        yield _TABLE
     by_name: dict[str, list[Declaration]] = {}
     for declaration in collector.declarations:
         by_name.setdefault(declaration.name, []).append(declaration)

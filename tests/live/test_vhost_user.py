@@ -27,7 +27,7 @@ COUNTED = {"tx_bytes": 2222, "tx_packets": 22, "tx_errors": 2, "tx_dropped": 4,
            "rx_bytes": 1111, "rx_packets": 11, "rx_errors": 1, "rx_dropped": 3}
 OVS = """#!/bin/sh
 case "$*" in
-*statistics*) echo '{counted}' ;;
+*statistics*) echo asked >> '{log}'; echo '{counted}' ;;
 *) echo port0 ;;
 esac
 """
@@ -70,7 +70,8 @@ class Switch:
 def switched_hypervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateHypervisor]:
     """A hypervisor whose Open vSwitch command tells what was counted at the only port there is."""
     command = tmp_path / "ovs-vsctl"
-    command.write_text(OVS.format(counted=json.dumps(["map", [list(pair) for pair in COUNTED.items()]])))
+    counted = json.dumps(["map", [list(pair) for pair in COUNTED.items()]])
+    command.write_text(OVS.format(counted=counted, log=tmp_path / "asked"))
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with PrivateHypervisor() as private:
@@ -92,26 +93,50 @@ def counters(page: Page, device: str) -> dict[str, float]:
             if name.startswith(stem) and ("target_device", device) in pairs}
 
 
-def test_its_counters_are_there_beside_those_of_a_tap(
-        switched_hypervisor: PrivateHypervisor, port: Path, start_exporter: StartExporter) -> None:
-    fleet = Fleet(switched_hypervisor)
-    xml = fleet.xml("switched").replace("</devices>", NIC.format(path=port)).replace("<vcpu", SHARED, 1)
+@pytest.fixture
+def switched(switched_hypervisor: PrivateHypervisor, port: Path) -> str:
+    """A guest with a tap and an interface on the switch."""
+    xml = Fleet(switched_hypervisor).xml("switched").replace("</devices>", NIC.format(path=port))
     connection = libvirt.open(switched_hypervisor.uri)
     try:
-        connection.createXML(xml, 0)
+        connection.createXML(xml.replace("<vcpu", SHARED, 1), 0)
     finally:
         connection.close()
-    scraper = Scraper(start_exporter(switched_hypervisor.read_only_uri, ["--sampling.max-age=0s"]), timeout_s=10)
+    return "switched"
+
+
+def tap_of(page: Page) -> str:
+    tap, = page.labelled("libvirt_domain_interface_info", "target_device") - {"port0"}
+    return tap
+
+
+@pytest.mark.parametrize("kernel", ["auto", "off"])
+def test_by_default_nobody_asks_the_switch(switched_hypervisor: PrivateHypervisor, switched: str, tmp_path: Path,
+                                           start_exporter: StartExporter, kernel: str) -> None:
+    flags = ["--sampling.max-age=0s", f"--sampling.kernel={kernel}"]
+    scraper = Scraper(start_exporter(switched_hypervisor.read_only_uri, flags), timeout_s=10)
+    eventually(lambda: "port0" in scraper.scrape().labelled("libvirt_domain_interface_info", "target_device"),
+               "what it is", 60)
+    for _ in range(3):
+        page = scraper.scrape()
+    assert not (tmp_path / "asked").exists()
+    assert counters(page, "port0") == {}
+    assert len(counters(page, tap_of(page))) == (8 if kernel == "auto" else 0)
+
+
+def test_its_counters_are_there_beside_those_of_a_tap(
+        switched_hypervisor: PrivateHypervisor, switched: str, start_exporter: StartExporter) -> None:
+    flags = ["--sampling.max-age=0s", "--collector.interface.vhostuser"]
+    scraper = Scraper(start_exporter(switched_hypervisor.read_only_uri, flags), timeout_s=10)
     page = eventually(lambda: (found := scraper.scrape()) and counters(found, "port0") and found, "its counters", 60)
     assert counters(page, "port0") == {
         f"{way}_{word}_total": COUNTED[f"{theirs}_{their_word}"]
         for way, theirs in (("receive", "tx"), ("transmit", "rx"))
         for word, their_word in (("bytes", "bytes"), ("packets", "packets"), ("errors", "errors"),
                                  ("drops", "dropped"))}
-    tap, = page.labelled("libvirt_domain_interface_info", "target_device") - {"port0"}
-    assert len(counters(page, tap)) == 8
+    assert len(counters(page, tap_of(page))) == 8
     # The rest is still the kernel's.
-    assert page.value("libvirt_domain_vcpu_timeslices_total", domain="switched", vcpu="0") is not None
+    assert page.value("libvirt_domain_vcpu_timeslices_total", domain=switched, vcpu="0") is not None
     text, _ = scraper.text()
     lines = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
     assert len(lines) == len(set(lines))
