@@ -74,6 +74,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def tell(child: subprocess.Popen[str], line: str) -> None:
+    assert child.stdin is not None
+    child.stdin.write(line)
+    child.stdin.flush()
+
+
 def vcpu_threads(pid: int) -> int:
     return sum(comm.read_text().startswith("CPU ") for comm in Path(f"/proc/{pid}/task").glob("*/comm"))
 
@@ -114,9 +120,7 @@ def test_hot_plugged_vcpu_is_found(start: Start) -> None:
     source = KernelSource()
     source.find([(identity, 1)])
     assert source.stats((identity, 1), None)["vcpu.current"] == 2
-    assert child.stdin is not None
-    child.stdin.write("3\n")
-    child.stdin.flush()
+    tell(child, "3\n")
     wait_for(lambda: vcpu_threads(child.pid) == 3)
     stats = source.stats((identity, 1), None)
     assert stats["vcpu.current"] == 3
@@ -138,9 +142,7 @@ def test_a_vcpu_that_is_plugged_in_as_a_worker_ends_is_found(start: Start, told:
     source.find([(identity, 1)])
     assert source.stats((identity, 1), None)["vcpu.current"] == 2
     threads = len(os.listdir(f"/proc/{child.pid}/task"))
-    assert child.stdin is not None
-    child.stdin.write("-3\n")
-    child.stdin.flush()
+    tell(child, "-3\n")
     wait_for(lambda: vcpu_threads(child.pid) == 3 and len(os.listdir(f"/proc/{child.pid}/task")) == threads)
     assert source.stats((identity, 1), definition(identity))["vcpu.current"] == 2
     if told == "by time":
@@ -158,9 +160,7 @@ def test_a_vcpu_that_is_unplugged_as_a_worker_begins_costs_its_own_series(start:
     source.find([(identity, 1)])
     threads = len(os.listdir(f"/proc/{child.pid}/task"))
     assert source.stats((identity, 1), None)["vcpu.current"] == 2
-    assert child.stdin is not None
-    child.stdin.write("+2\n")
-    child.stdin.flush()
+    tell(child, "+2\n")
     wait_for(lambda: vcpu_threads(child.pid) == 1 and len(os.listdir(f"/proc/{child.pid}/task")) == threads)
     stats = source.stats((identity, 1), None)
     assert stats["vcpu.current"] == 1
@@ -174,10 +174,8 @@ def test_a_vcpu_that_is_unplugged_and_plugged_in_again_is_another_thread(start: 
     source = KernelSource()
     source.find([(identity, 1)])
     assert source.stats((identity, 1), None)["vcpu.current"] == 2
-    assert child.stdin is not None
     for line, threads in (("+2\n", 1), ("2\n", 2)):
-        child.stdin.write(line)
-        child.stdin.flush()
+        tell(child, line)
         wait_for(lambda threads=threads: vcpu_threads(child.pid) == threads)  # type: ignore[misc]
     for _ in range(2):
         stats = source.stats((identity, 1), None)
