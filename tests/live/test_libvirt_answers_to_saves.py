@@ -64,7 +64,7 @@ def test_a_save_by_parameters_knows_the_file_and_no_format(guest: Any, connectio
     """libvirt 9.0 has no parameter for the format, which `save_image_format` of qemu.conf says for all.
 
     Not shown: without a file it makes a managed save, and leaves the domain locked, so that each later call to it
-    hangs until libvirtd is restarted. Control saves with saveFlags, which needs its file.
+    hung for ten minutes, twice. Control saves with saveFlags, which needs its file.
     """
     domain, _known = guest
     domain.create()
