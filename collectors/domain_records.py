@@ -6,12 +6,11 @@ import functools
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from .cadence import Cadence
 from .connection import Session
 from .inventory import Inventory
-from .kernel import KernelSource, KernelSourceError, counts_interfaces, definition_stats
+from .kernel import KernelSource, KernelSourceError, definition_stats
 from .snapshot import Record, Subject, Value
 
 log = logging.getLogger(__name__)
@@ -124,12 +123,8 @@ class DomainRecords:
     def _from_kernel(self, subject: Subject, key: Key) -> Iterator[Record]:
         assert self._kernel is not None
         read_at_s = time.monotonic()
-        definition = self._inventory.details(*key)
-        if definition is not None and not counts_interfaces(definition):  # a device of such a one's name is another's
-            counted = tuple(interface for interface in definition.interfaces if interface.type != "vhostuser")
-            definition = replace(definition, interfaces=counted)
         try:
-            stats = self._kernel.stats(key, definition)
+            stats = self._kernel.stats(key, self._inventory.details(*key))
         except KernelSourceError as error:  # mostly the process ended under us: the next roster will not list it
             self._failed(key, subject.name, error)
             return

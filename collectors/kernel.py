@@ -31,6 +31,8 @@ Key = tuple[str, int]
 _LIST_S = 60.0
 """Time after which a process's threads are listed again, though there are as many: a worker may have ended as a vCPU
 was plugged in, and a thread has its name a little after it is there."""
+VHOST_USER = "vhostuser"
+"""The type of an interface that is no device of the host's: only its switch counts it."""
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 _VCPU_THREAD = re.compile(r"CPU (\d+)/(?:KVM|TCG)\n?")
@@ -128,11 +130,8 @@ class KernelSource:
             if process is not None:
                 process.close()
 
-    def stats(self, key: Key, definition: Definition | None, interfaces: bool = True) -> dict[str, Value]:
-        """The domain's values under libvirt's keys, without those of ``interfaces`` where libvirt gave them.
-
-        Raises KernelSourceError where the process is gone.
-        """
+    def stats(self, key: Key, definition: Definition | None) -> dict[str, Value]:
+        """The domain's values under libvirt's keys.  Raises KernelSourceError where the process is gone."""
         process = self._processes.get(key)
         if process is None:
             raise KernelSourceError(f"no process is known of domain {key[0]}")
@@ -140,7 +139,7 @@ class KernelSource:
             stats = self._read(process, definition.vcpus_current if definition is not None else None)
             if definition is not None:
                 stats.update(definition_stats(definition))
-                self._add_interfaces(stats, process, definition.interfaces if interfaces else ())
+                self._add_interfaces(stats, process, definition.interfaces)
         except (OSError, ValueError, IndexError) as error:
             raise KernelSourceError(f"process {process.pid} of domain {key[0]}: {error}") from error
         return stats
@@ -259,7 +258,7 @@ class KernelSource:
         devices = self._network(process) if interfaces else {}
         for number, interface in enumerate(interfaces):
             counters = devices.get(interface.target_device)
-            if counters is None:
+            if counters is None or interface.type == VHOST_USER:  # a device of such a one's name is another's
                 continue
             receive, transmit = counters[:4], counters[4:]
             if not interface.direct:
@@ -313,7 +312,7 @@ def _net_keys(number: int) -> tuple[str, ...]:
 
 def counts_interfaces(definition: Definition | None) -> bool:
     """Whether the kernel counts all that there is to count: of a vhost-user interface only its switch does."""
-    return definition is None or all(interface.type != "vhostuser" for interface in definition.interfaces)
+    return definition is None or all(interface.type != VHOST_USER for interface in definition.interfaces)
 
 
 def definition_stats(definition: Definition) -> dict[str, Value]:

@@ -16,7 +16,7 @@ from .connection import Session
 from .domain_groups import domain_subject, read_whole
 from .fields import Collector
 from .inventory import Inventory
-from .kernel import counts_interfaces
+from .kernel import VHOST_USER, counts_interfaces
 from .periodic import RunningDomain, Scope, UnreadError
 from .snapshot import Record, Value
 
@@ -24,7 +24,6 @@ SLOW_S = 3.0
 """A call that took this long: libvirt gives the switch five seconds for each interface, and it answers in some 0.02."""
 PAUSE_S = 300.0
 """So long nobody is asked then."""
-_VHOST_USER = "vhostuser"
 
 SWITCH_COUNTERS = Collector(
     name="interface.vhostuser",
@@ -73,7 +72,7 @@ class SwitchCounterSource:
     def _devices(self, part: RunningDomain) -> frozenset[str]:
         definition = self._inventory.details(part.uuid, part.id)
         interfaces = definition.interfaces if definition is not None else ()
-        return frozenset(i.target_device for i in interfaces if i.type == _VHOST_USER and i.target_device)
+        return frozenset(i.target_device for i in interfaces if i.type == VHOST_USER and i.target_device)
 
 
 def _of_devices(stats: dict[str, Value], wanted: frozenset[str]) -> dict[str, Value]:
