@@ -16,7 +16,7 @@ from exporter.control.domain import live_state
 from exporter.control.errors import NotFoundError, RefusedError
 from exporter.control.hotplug_disk import disk_shown
 from exporter.control.image_users import source_file
-from exporter.control.operation import Subject
+from exporter.control.operation import Deadline, Subject
 from exporter.control.power import STOPPED
 
 _NAMES = {
@@ -185,6 +185,12 @@ class JobEnd:
         if device == self._device:
             with self._lock:
                 self._status = status
+
+
+def settled_chain(handle: Any, device: str, goal: list[str], end: JobEnd, within_s: float) -> list[str]:
+    """The chain once libvirt shows how the job that is over went, also to who has cancelled."""
+    Deadline(within_s).wait_for(lambda: chain_of(handle, device) in (goal, []) or end.word in ("failed", "canceled"))
+    return chain_of(handle, device)
 
 
 @contextlib.contextmanager

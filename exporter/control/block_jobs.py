@@ -1,8 +1,7 @@
-"""Block jobs of a running guest's disk: overlays committed into their base, the base pulled up, watched, aborted."""
+"""Block jobs of a running guest's disk: overlays committed into their base, the base pulled up, watched."""
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -20,18 +19,28 @@ from exporter.control.block_chain import (
     job_of,
     known_job,
     require_chain,
+    settled_chain,
     watch_job,
 )
 from exporter.control.connection import Session
 from exporter.control.device_change import device_root
-from exporter.control.domain import DomainOperation, P, domain_state, existing_domain, find_domain, is_state
+from exporter.control.domain import DomainOperation, P, domain_state, existing_domain, is_state
 from exporter.control.errors import ControlError, RefusedError, TimedOutError
 from exporter.control.folders import Folders
 from exporter.control.guest_fields import HostPath, Word
 from exporter.control.hotplug_disk import disk_shown
 from exporter.control.image_users import users_of
 from exporter.control.merging import crash_warnings, guest_ended, has_ended, how_it_is, told_if_ended
-from exporter.control.operation import Call, NoParameters, Operation, Parameters, Plan, Progress, Role, State, Subject
+from exporter.control.operation import (
+    Call,
+    NoParameters,
+    Operation,
+    Parameters,
+    Plan,
+    Progress,
+    Role,
+    State,
+)  # fmt: skip
 from exporter.control.power import refuse_unless_running
 from exporter.control.snapshot_images import refuse_if_inside
 
@@ -62,7 +71,7 @@ class BlockPullParameters(BlockJobParameters):
     )
 
 
-class _OnDisk(DomainOperation[P]):
+class OnDisk(DomainOperation[P]):
     area = "snapshots"
 
     def state(self, call: Call, parameters: P) -> State:
@@ -119,14 +128,14 @@ class ListBlockJobs(DomainOperation[NoParameters]):
         return {"rows": rows}
 
 
-class _RunsJob(_OnDisk[P]):
+class _RunsJob(OnDisk[P]):
     long_running = True
     job_types: tuple[str, ...] = ()
     merges = True
     """Whether it writes overlays into what is below them."""
 
     def time_needed_s(self, parameters: Any) -> float:
-        return float(parameters.within_s) + 60
+        return float(parameters.within_s) + 120  # three answers of a guest that hangs, 30 s each
 
     def check(self, call: Call, parameters: Any) -> None:
         super().check(call, parameters)
@@ -177,33 +186,40 @@ class _RunsJob(_OnDisk[P]):
             if not job_of(handle, device):
                 self.start(call, parameters, chain)
             self.refuse_another(call, parameters, goal)
-            if not call.deadline.within(parameters.within_s).wait_for(over, poll_s=0.2):
-                raise self._stopped(call, parameters)
-            if job:
+            done = call.deadline.within(parameters.within_s).wait_for(over, poll_s=0.2)
+            if done and job:
                 with told_if_ended(call, doing, {device: chain}, merges=self.merges):
-                    self.finish(call, parameters, goal)
-            elif not call.deadline.within(_SETTLES_S).wait_for(
-                lambda: chain_of(handle, device) in (goal, []) or end.word in ("failed", "canceled")
-            ) or chain_of(handle, device) != goal:
+                    done = self.finish(call, parameters, goal)
+            if not done:
+                self._stop(call, parameters, end, chain)
+            elif not job and settled_chain(handle, device, goal, end, _SETTLES_S) != goal:
                 raise self._ended_early(call, parameters, end, chain)
         call.deadline.wait_for(lambda: known_job(handle, device) == {})
 
-    def _stopped(self, call: Call, parameters: Any) -> TimedOutError:
-        """Ends a job that must not go on, and says why."""
+    def _stop(self, call: Call, parameters: Any, end: JobEnd, chain: list[str]) -> None:
+        """Ends a job that must not go on, and raises why; returns where it was done before it could be ended."""
         handle, device = call.subject.handle, parameters.device
         cancelled = call.deadline.cancelled.is_set()
         why = "cancelled by the caller" if cancelled else f"not done within {parameters.within_s:g} s"
+        stopped = True
         try:
             handle.blockJobAbort(device, 0)
         except libvirt.libvirtError as error:
+            stopped = False
             if known_job(handle, device) != {}:
-                return TimedOutError(
+                raise TimedOutError(
                     f"{self.verb} of {device} is to be stopped ({why}), and libvirt does not do so: it may go on",
                     next_step=f"stop it with 'domain block-abort --device {device}', or ask again to see it through",
                     libvirt_code=error.get_error_code(), libvirt_message=error.get_error_message(),
                     outcome_unknown=True,
-                )  # fmt: skip
-        return TimedOutError(
+                ) from error  # fmt: skip
+        goal = self.goal(chain, parameters.base)
+        found = settled_chain(handle, device, goal, end, _SETTLES_S)
+        if found == goal:
+            return
+        if not found or not stopped:
+            raise self._ended_early(call, parameters, end, chain)
+        raise TimedOutError(
             f"{self.verb} of {device} was stopped before its end ({why}); the guest goes on with its disk as it was",
             next_step="ask again, with more time or bandwidth",
         )
@@ -313,7 +329,10 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
     def finish(self, call: Call, parameters: BlockCommitParameters, goal: list[str]) -> bool:
         handle, device = call.subject.handle, parameters.device
 
+        last: libvirt.libvirtError | None = None
+
         def pivoted() -> bool:
+            nonlocal last
             self.refuse_another(call, parameters, goal)
             try:
                 handle.blockJobAbort(device, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
@@ -324,12 +343,20 @@ class BlockCommit(_RunsJob[BlockCommitParameters]):
                     libvirt.VIR_ERR_OPERATION_TIMEOUT,
                 ) or known_job(handle, device) == {}:  # fmt: skip
                     raise
+                last = error
                 return False
             return True
 
-        if not call.deadline.within(60).wait_for(pivoted):
-            raise TimedOutError("QEMU does not become ready to change over", next_step="ask again, or block-abort")
-        return True
+        if call.deadline.within(60).wait_for(pivoted):
+            return True
+        if call.deadline.cancelled.is_set():
+            return False
+        assert last is not None
+        raise TimedOutError(
+            f"{self.verb} of {device} is copied, and does not change over to {goal[0]}: the job stays, ready",
+            next_step=f"ask again to see it through, or stop it with 'domain block-abort --device {device}'",
+            libvirt_code=last.get_error_code(), libvirt_message=last.get_error_message(), outcome_unknown=True,
+        )  # fmt: skip
 
 
 class BlockPull(_RunsJob[BlockPullParameters]):
@@ -363,33 +390,4 @@ class BlockPull(_RunsJob[BlockPullParameters]):
         handle.blockRebase(device, index, bandwidth, libvirt.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES)
 
 
-class BlockAbort(_OnDisk[DiskParameters]):
-    """Does not take the guest's own lock, which the commit or pull holds that it is to stop."""
-
-    verb = "block-abort"
-    summary = "Stops the block job on a guest's disk; the guest goes on with the disk as it was."
-    parameters = DiskParameters
-
-    def find(self, session: Session, reference: str | None, parameters: DiskParameters) -> Subject:
-        subject = find_domain(session, reference or "")
-        return dataclasses.replace(subject, key=f"block-abort-{subject.uuid}")
-
-    def plan(self, call: Call, parameters: DiskParameters) -> Plan:
-        job = job_of(call.subject.handle, parameters.device)
-        return Plan(state=self.state(call, parameters), steps=["stop it"], nothing_to_do=not job)
-
-    def act(self, call: Call, parameters: DiskParameters) -> None:
-        try:
-            call.subject.handle.blockJobAbort(parameters.device, 0)
-        except libvirt.libvirtError:  # it ended by itself meanwhile
-            if known_job(call.subject.handle, parameters.device) != {}:
-                raise
-
-    def verify(self, call: Call, parameters: DiskParameters) -> None:
-        handle, device = call.subject.handle, parameters.device
-        if not call.deadline.within(20).wait_for(lambda: known_job(handle, device) == {}):
-            told = "still runs" if known_job(handle, device) else "may still run: libvirt cannot tell now"
-            raise TimedOutError(f"the job on {device} {told}", next_step="ask again")
-
-
-OPERATIONS: tuple[Operation[Any], ...] = (ListBlockJobs(), BlockCommit(), BlockPull(), BlockAbort())
+OPERATIONS: tuple[Operation[Any], ...] = (ListBlockJobs(), BlockCommit(), BlockPull())

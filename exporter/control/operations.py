@@ -6,6 +6,7 @@ from typing import Any
 
 from exporter.control import (
     balloon,
+    block_abort,
     block_jobs,
     cdrom,
     checkpoints,
@@ -44,6 +45,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     *disk_size.OPERATIONS,
     *cdrom.OPERATIONS,
     *block_jobs.OPERATIONS,
+    *block_abort.OPERATIONS,
     *snapshots.OPERATIONS,
     *checkpoints.OPERATIONS,
     *networks.OPERATIONS,
