@@ -203,7 +203,9 @@ class Sampler:
                 continue
             complete = answer is not None and answer[1].complete
             yield from self._records.records(subject, (entry.uuid, id_), dict(stats), sampled_at_s, complete)
-        self._records.forget([(uuid, id_) for uuid, id_, _ in subjects if id_ >= 0])
+        # One that libvirt still lists may have given no answer as its QEMU ended; what serves it stays decided.
+        self._records.forget({*((uuid, id_) for uuid, id_, _ in subjects if id_ >= 0),
+                              *((entry.uuid, entry.id) for entry in round_.roster.entries if entry.id >= 0)})
         self._subjects = subjects
 
     def _own_record(self, round_: _Round, success: Mapping[str, bool], durations: Mapping[str, float]) -> Record:

@@ -270,3 +270,32 @@ def test_twenty_starts_and_stops_a_second_during_200_samples(scripted: ScriptedL
     finally:
         ended.set()
         thread.join(10)
+
+
+class _Deciding(KernelSource):
+    """Decides for none, and notes whom it was asked to look for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looked_for: list[tuple[str, int]] = []
+
+    def find(self, wanted: Iterable[tuple[str, int]]) -> None:
+        keys = list(wanted)
+        self.looked_for += [key for key in keys if not self.decided(key)]
+        super().find(keys)
+
+
+def test_what_serves_a_guest_stays_decided_while_libvirt_lists_it(scripted: ScriptedLibvirt,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose QEMU was killed is listed for a moment and gives no answer; libvirt's own figures are zeros then."""
+    guest, kernel = scripted.start("killed"), _Deciding()
+    sampler = sampler_of(scripted, kernel=kernel)
+    sample(sampler)
+    with monkeypatch.context() as ending:
+        ending.setattr(scripted, "domainListGetStats", lambda *_asked: [])
+        sample(sampler)
+    sample(sampler)
+    assert kernel.looked_for == [(guest.uuid, guest.id)]
+    scripted.end("killed")
+    sample(sampler)
+    assert not kernel.decided((guest.uuid, guest.id))
