@@ -189,8 +189,7 @@ class KernelSource:
             opened.pop_all()
         _close([vcpu for vcpu in process.vcpus if vcpu not in vcpus])
         process.vcpus = vcpus
-        process.settled |= process.others & others
-        process.settled &= others
+        process.settled = process.others & others
         process.others = others
         process.listed_s = self._clock()
         process.keys = tuple(

@@ -15,7 +15,7 @@ from exporter.control.device_change import device_root
 from exporter.control.domain import live_state
 from exporter.control.errors import NotFoundError, RefusedError
 from exporter.control.hotplug_disk import disk_shown
-from exporter.control.image_users import source_file
+from exporter.control.image_users import layers_of, source_file
 from exporter.control.operation import Deadline, Subject
 from exporter.control.power import STOPPED
 
@@ -149,12 +149,8 @@ def disk_element(handle: Any, name: str, device: str) -> Element:
 
 def _layers(handle: Any, disk: Element) -> Iterator[tuple[str, str]]:
     """Each image's file and libvirt's number of it, the one that is written to first."""
-    layer: Element | None = disk
-    while layer is not None:
-        source = layer.find("source")
-        if source is not None:
-            yield _image(handle, source), layer.get("index") or source.get("index") or ""
-        layer = layer.find("backingStore")
+    for layer, source in layers_of(disk):
+        yield _image(handle, source), layer.get("index") or source.get("index") or ""
 
 
 def _image(handle: Any, source: Element) -> str:

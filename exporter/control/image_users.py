@@ -70,6 +70,19 @@ def files_of(connection: Any, disk: Element, *, local: bool) -> Iterator[str]:
             below = _below(below)
 
 
+def layers_of(disk: Element) -> Iterator[tuple[Element, Element]]:
+    """Each image of a disk's chain, the one that is written to first: its `<disk>` or `<backingStore>`, its `<source>`.
+
+    Not what a `<mirror>` is made of.
+    """
+    layer: Element | None = disk
+    while layer is not None:
+        source = layer.find("source")
+        if source is not None:
+            yield layer, source
+        layer = layer.find("backingStore")
+
+
 def source_file(connection: Any, source: Element) -> str:
     """The file or device that a `<source>` is; empty for one on the network, and for a volume that is not known."""
     if (pool := source.get("pool")) and (volume := source.get("volume")):

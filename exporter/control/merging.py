@@ -22,7 +22,7 @@ from exporter.control.device_change import device_root
 from exporter.control.domain import domain_state, is_state
 from exporter.control.errors import ControlError, RefusedError
 from exporter.control.hotplug_disk import disk_shown
-from exporter.control.image_users import source_file
+from exporter.control.image_users import layers_of, source_file
 from exporter.control.operation import Call, Subject
 
 # Of no other version it is known whether it is hit, nor which one mends it: of those nothing is said, since a warning
@@ -126,10 +126,8 @@ def _by_hand(top: str, base: str) -> str:
 def _formats(connection: Any, disk: Element) -> dict[str, str]:
     """The format of each image of a disk's chain, the one that is written to first."""
     found: dict[str, str] = {}
-    layer: Element | None = disk
-    while layer is not None:
-        source, form = layer.find("source"), layer.find("driver" if layer is disk else "format")
-        if source is not None and (file := source_file(connection, source)):
+    for layer, source in layers_of(disk):
+        form = layer.find("driver" if layer is disk else "format")
+        if file := source_file(connection, source):
             found[file] = (form.get("type") or "") if form is not None else ""
-        layer = layer.find("backingStore")
     return found

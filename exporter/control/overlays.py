@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,15 +44,16 @@ def overlays(call: Call, snapshot: str, disks: Mapping[str, Mapping[str, JsonVal
     return {target: path for path, target in made.items()}
 
 
-def refuse_volumes(handle: Any, name: str) -> None:
-    """Raises RefusedError where an external snapshot of a guest that is off takes a pool's volume.
+def refuse_volumes(handle: Any, name: str, disks: Collection[str]) -> None:
+    """Raises RefusedError where an external snapshot of a guest that is off takes a pool's volume; `disks` are
+    the targets of those that it takes.
 
     Measured on libvirt 9.0: it makes one, and can then neither delete it nor revert to it ("disk source and parent disk
     source are not the same"). Of a running guest it keeps the volume in the chain of the disk.
     """
     for disk in device_root(handle, "persistent").iterfind("devices/disk") if not handle.isActive() else ():
         source, target = disk.find("source"), disk_shown(disk)[0]
-        if source is not None and source.get("volume") and target in written_disks(handle):
+        if source is not None and source.get("volume") and target in disks:
             raise RefusedError(
                 f"disk {target} of domain {name} is volume {source.get('volume')} of pool {source.get('pool')}, and"
                 " libvirt could not delete an external snapshot of it that is taken while the guest is off",

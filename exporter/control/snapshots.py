@@ -106,7 +106,7 @@ class CreateSnapshot(OfDomain[CreateSnapshotParameters]):
             refuse_without_agent(call)
         disks = written_disks(handle)
         if parameters.kind == "external":
-            refuse_volumes(handle, name)
+            refuse_volumes(handle, name, disks)
             for overlay in overlays(call, parameters.name, disks).values():
                 if overlay.exists():
                     raise RefusedError(f"{overlay} exists already", next_step="choose another name")
